@@ -1,0 +1,100 @@
+#!/usr/bin/env python3
+"""Fit, evaluate and cold-start the default model on real categories; one row a category and seed into a results file.
+
+    python benchmarks/first_model.py ../shared/data/toothbrush ../shared/data/magnetic_tile [--seeds 0,1,2]
+
+Every step is the command a user would type, in a process of its own. Seconds are wall time with decoding inside, memory
+is the process's peak resident size, latency is one decoded image to its verdict, decoding not inside.
+"""
+
+import argparse
+import csv
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+RESULTS = Path(__file__).parent / "results" / "first_model.csv"
+METRICS = (
+    "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_30", "aupro_05",
+    "false_reject_rate", "miss_rate", "n_good", "n_defect",
+)  # fmt: skip
+
+
+def run(*command: str) -> tuple[str, float, float]:
+    """Output, wall seconds and peak resident megabytes of `python -m makel ...`."""
+    with tempfile.TemporaryFile("w+") as out:
+        began = time.perf_counter()
+        process = subprocess.Popen([sys.executable, "-m", "makel", *command], stdout=out)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - began
+        out.seek(0)
+        text = out.read()
+    if status:
+        sys.exit(f"makel {' '.join(command)} failed with status {status}")
+    return text, seconds, usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
+
+
+def measure(category: Path, seed: int, options: list[str]) -> dict[str, object]:
+    with tempfile.TemporaryDirectory() as folder:
+        model = f"{folder}/model"
+        fitted, fit_s, fit_mb = run(
+            "fit", str(category), "--out", model, "--seed", str(seed), "--json", "--quiet", *options
+        )
+        summary = json.loads(fitted)
+        evaluated, _, _ = run("evaluate", model, str(category), "--json", "--out", f"{folder}/evaluation")
+        result = json.loads(evaluated)
+        image = next((category / "test" / "good").iterdir())
+        cold = sorted(run("inspect", model, str(image), "--json")[1:] for _ in range(5))[2]
+        size_mb = sum(path.stat().st_size for path in Path(model).rglob("*") if path.is_file()) / 1e6
+    return {
+        "category": category.name,
+        "seed": seed,
+        "options": " ".join(options),
+        **{key: result[key] for key in METRICS},
+        **{f"latency_{key}_ms": value for key, value in result["latency_ms"].items() if key.startswith("p")},
+        "n_fit": summary["n_fit"],
+        "n_calibrate": summary["n_calibrate"],
+        "promised_false_reject": summary["promised_false_reject"],
+        "fit_s": round(fit_s, 2),
+        "fit_peak_mb": round(fit_mb),
+        "stages_s": json.dumps(summary["seconds"]),
+        "cold_inspect_s": round(cold[0], 2),
+        "cold_inspect_peak_mb": round(cold[1]),
+        "model_mb": round(size_mb, 1),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": json.dumps({name: version(name) for name in ("makel", "torch", "onnxruntime", "timm", "numpy")}),
+        "commit": subprocess.run(
+            ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
+        ).stdout.strip(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("categories", type=Path, nargs="+")
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--options", default="", help="further options of makel fit, such as '--epochs 20'")
+    args = parser.parse_args()
+    rows = [
+        measure(category, int(seed), args.options.split())
+        for category in args.categories
+        for seed in args.seeds.split(",")
+    ]
+    args.out.parent.mkdir(exist_ok=True)
+    with args.out.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    for row in rows:
+        print({key: row[key] for key in ("category", "seed", "image_auroc", "pixel_auroc", "aupro_30", "fit_s")})
+
+
+if __name__ == "__main__":
+    main()

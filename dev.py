@@ -1,0 +1,161 @@
+#!/usr/bin/env python3
+"""Set up a working copy of makel and do one job in it. Python's standard library only; Linux, macOS, Windows.
+
+    python3 dev.py demo          fit and evaluate a small synthetic line
+    python3 dev.py test [ARGS]   lint, then all tests with coverage; with ARGS, only pytest with those
+    python3 dev.py lint          ruff, formatting, mypy
+    python3 dev.py setup         the set-up alone
+
+The first call makes `.venv` beside this file and installs into it: torch and torchvision, then makel with what the
+job needs. Later calls see from a stamp that nothing changed. MAKEL_TORCH=cuda takes the CUDA build of torch,
+MAKEL_TORCH=cpu the CPU one; unset, what is installed stays, and a fresh set-up takes the CPU build.
+"""
+
+import sys
+
+if sys.version_info < (3, 11):  # noqa: UP036  the one line that an older Python has to understand
+    sys.exit("makel needs Python 3.11 or newer, this is {}.{}: run dev.py with a newer one".format(*sys.version_info))
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import time
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+VENV = ROOT / ".venv"
+STAMP = VENV / "makel-setup.json"
+PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+# One pair, pinned together: any other torchvision would bring a torch of its own.
+TORCH, TORCHVISION = "2.13.0", "0.28.0"
+TORCH_INDEX = "https://download.pytorch.org/whl"
+
+
+def main():
+    """Do what the command line asks and exit with the job's code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("job", choices=("demo", "test", "lint", "setup"))
+    known, arguments = parser.parse_known_args()
+    job = known.job
+    if arguments and job in ("lint", "setup"):
+        parser.error(f"{job} takes no further arguments, but got {' '.join(arguments)}")
+    set_up([] if job == "demo" else ["dev"])
+    if job == "demo":
+        sys.exit(call("demo", ["-m", "makel", "demo", *arguments]))
+    if job == "test" and arguments:
+        sys.exit(call("pytest", ["-m", "pytest", *arguments]))
+    if job in ("lint", "test"):
+        lint()
+    if job == "test":
+        sys.exit(call("pytest", ["-m", "pytest", "--cov", "--cov-report=term:skip-covered"]))
+
+
+def lint():
+    """Run every check that needs no test; the first that fails ends the run."""
+    for name, arguments in (
+        ("ruff check", ["ruff", "check", "."]),
+        ("ruff format", ["ruff", "format", "--check", "."]),
+        ("mypy", ["mypy"]),
+    ):
+        code = call(name, ["-m", *arguments])
+        if code:
+            sys.exit(code)
+
+
+def call(name, arguments):
+    """Run the environment's Python with `arguments` under a headline, and return its exit code."""
+    print(f"== {name}", flush=True)
+    # Two threads, so that the time and the last digit of a result do not depend on how many cores stand idle.
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "2")
+    return subprocess.call([str(PYTHON), *arguments], cwd=ROOT, env={**threads, **os.environ})
+
+
+def set_up(groups):
+    """Bring `.venv` to what pyproject.toml asks for, plus dependency groups; nothing to do if it is there already."""
+    stamp = json.loads(STAMP.read_text()) if STAMP.is_file() and works() else {}
+    build = os.environ.get("MAKEL_TORCH") or stamp.get("torch", "cpu")
+    if build not in ("cpu", "cuda"):
+        sys.exit(f"MAKEL_TORCH is {build!r}: set it to cpu or cuda, or leave it out")
+    groups = sorted({*groups, *stamp.get("groups", [])})
+    if stamp == {"torch": build, "inputs": inputs(), "groups": groups}:
+        return
+    began = time.monotonic()
+    if not works():
+        create()
+    STAMP.unlink(missing_ok=True)  # a set-up that breaks off halfway counts as none
+    install_torch(build)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    needed = [requirement for group in groups for requirement in project["dependency-groups"][group]]
+    step("makel and what it needs")
+    pip("--editable", f"{ROOT}[fit]", *needed, f"torch=={TORCH}", f"torchvision=={TORCHVISION}")
+    STAMP.write_text(json.dumps({"torch": build, "inputs": inputs(), "groups": groups}))
+    step(f"ready after {time.monotonic() - began:.0f} s")
+
+
+def inputs():
+    """Hash of everything a set-up depends on: this file, pyproject.toml, and the environment's Python."""
+    parts = [Path(__file__), ROOT / "pyproject.toml", VENV / "pyvenv.cfg"]
+    return hashlib.sha256(b"\0".join(part.read_bytes() if part.is_file() else b"" for part in parts)).hexdigest()
+
+
+def works():
+    """Whether `.venv` has a Python that runs and is new enough."""
+    if not PYTHON.is_file():
+        return False
+    check = "import sys, pip; sys.exit(sys.version_info < (3, 11))"
+    return subprocess.run([str(PYTHON), "-c", check], capture_output=True, check=False).returncode == 0
+
+
+def create():
+    """Make `.venv` afresh with the Python that runs this file."""
+    step(f"virtual environment with Python {sys.version_info[0]}.{sys.version_info[1]}")
+    if VENV.exists():
+        shutil.rmtree(VENV)
+    made = subprocess.run([sys.executable, "-m", "venv", str(VENV)], capture_output=True, text=True, check=False)
+    if made.returncode:
+        sys.exit(f"{made.stdout}{made.stderr}\nmaking {VENV} failed: on Debian and Ubuntu, install python3-venv first")
+
+
+def install_torch(build):
+    """Install torch and torchvision, the given build of both."""
+    if build == "cuda" and sys.platform == "darwin":
+        sys.exit("there is no CUDA build of torch for macOS: leave MAKEL_TORCH out")
+    step(f"torch {TORCH} ({build} build; a few hundred MB, several GB with CUDA)")
+    index = ()
+    if sys.platform == "darwin" or (build, os.name) == ("cpu", "nt"):
+        pip(f"torch=={TORCH}")  # what the package index has is the CPU build
+    elif build == "cuda" and os.name != "nt":
+        pip(f"torch==={TORCH}")  # likewise the CUDA build; === does not take a local CPU build for it
+    else:
+        # PyTorch's own index has the builds that the package index lacks. Where it cannot be reached pip warns and
+        # looks on in what else it knows, such as a mirror or a folder of wheels.
+        local = "cpu" if build == "cpu" else "cu130"
+        index = ("--extra-index-url", f"{TORCH_INDEX}/{local}", "--retries", "2")
+        if not pip(f"torch=={TORCH}+{local}", *index, required=build == "cuda"):
+            index = ()
+            step(f"no CPU build of torch {TORCH} within reach; taking the package index's, which may be the CUDA one")
+            pip(f"torch=={TORCH}")
+    pip("--no-deps", f"torchvision=={TORCHVISION}", *index)  # its own wish for a torch has just been met
+
+
+def pip(*arguments, required=True):
+    """Run pip install in the environment; show its words only when it fails and that is the end."""
+    command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *arguments]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    if done.returncode and required:
+        sys.exit(f"{done.stdout}\nset-up failed in: {' '.join(command)}")
+    return done.returncode == 0
+
+
+def step(text):
+    """Say what the set-up is doing."""
+    print(f"-- set-up: {text}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

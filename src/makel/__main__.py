@@ -1,0 +1,5 @@
+"""`python -m makel` is `makel`."""
+
+from makel.cli import main
+
+main()

@@ -1,0 +1,90 @@
+"""`makel fit`."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from makel.cli.extras import require
+from makel.cli.progress import Bars
+from makel.errors import UsageError
+
+
+class Calibrate(StrEnum):
+    """Where the good images come from that thresholds are taken from."""
+
+    holdout = "holdout"
+    cross = "cross"
+
+
+def fit(
+    data: Annotated[
+        Path, typer.Argument(metavar="DATA", help="A category in MVTec AD layout, or any folder of good images.")
+    ],
+    out: Annotated[Path, typer.Option("--out", metavar="MODEL", help="The model folder to write.")],
+    method: Annotated[str, typer.Option(help="How to learn.")] = "skip_ae",
+    preset: Annotated[str, typer.Option(help="fast, or paper for the published settings.")] = "fast",
+    backbone: Annotated[str | None, typer.Option(help="Where features come from: see 'makel weights list'.")] = None,
+    blocks: Annotated[str | None, typer.Option(help="Backbone blocks to use, such as 2,3.", metavar="N,N")] = None,
+    size: Annotated[int | None, typer.Option(min=32, help="Side of the image the model sees, in pixels.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
+    false_reject: Annotated[float, typer.Option(help="Share of good parts that may be rejected.")] = 0.01,
+    calibrate: Annotated[
+        Calibrate, typer.Option(help="Take thresholds from held-out images, or cross-fitted for small sets.")
+    ] = Calibrate.holdout,
+    holdout: Annotated[float, typer.Option(help="Share of the good images to hold out.")] = 0.2,
+    seed: Annotated[int, typer.Option(help="Same seed, same model.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads to use at most.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted fit of the same settings.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Learn from good images what a product looks like, and write a model folder."""
+    chosen = parse_blocks(blocks)
+    require("fit", "makel fit")
+    from makel.training.fit import fit as fit_model
+
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    with Bars(quiet=quiet) as bars:
+        summary = fit_model(
+            data,
+            out,
+            method=method,
+            preset=preset,
+            backbone=backbone,
+            blocks=chosen,
+            size=size,
+            epochs=epochs,
+            false_reject=false_reject,
+            calibrate=calibrate.value,
+            holdout=holdout,
+            seed=seed,
+            device=device,
+            resume=resume,
+            progress=bars,
+        )
+    print(json.dumps(summary.to_json()) if as_json else "\n".join(summary.lines()))
+
+
+def parse_blocks(text: str | None) -> tuple[int, ...] | None:
+    """Block numbers as they are written on the command line, "2,3"; None where nothing was said.
+
+    Raises:
+        UsageError: Not whole numbers with commas between.
+    """
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--blocks {text!r} cannot be read: give block numbers with commas, such as 2,3") from error

@@ -1,0 +1,262 @@
+"""Plots as SVG text: no scripts, no fonts, no outside reference. Colours are the page's CSS classes, so that they
+follow its light and dark scheme; shapes and dashes tell apart what colours do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, isfinite, log10
+
+import numpy as np
+from markupsafe import Markup, escape
+from numpy.typing import ArrayLike, NDArray
+
+_WIDTH, _HEIGHT = 520, 300
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 22, 44
+_BINS = 40
+_LONG_TAIL = 12.0
+"""Scores that span more than this factor are drawn on a logarithmic axis."""
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """From values to pixels along one axis."""
+
+    low: float
+    high: float
+    start_px: float
+    end_px: float
+    logarithmic: bool = False
+
+    def px(self, value: ArrayLike) -> NDArray[np.float64]:
+        values = np.asarray(value, np.float64)
+        low, high = self.low, self.high
+        if self.logarithmic:
+            values, low, high = np.log10(values), log10(low), log10(high)
+        return self.start_px + (values - low) / (high - low) * (self.end_px - self.start_px)
+
+    def ticks(self, count: int = 5) -> list[float]:
+        if self.logarithmic:
+            steps = (1, 2, 5) if log10(self.high / self.low) < 2.5 else (1,)
+            powers = range(floor(log10(self.low)), ceil(log10(self.high)) + 1)
+            found = [step * 10.0**power for power in powers for step in steps]
+            return [value for value in found if self.low <= value <= self.high]
+        raw = (self.high - self.low) / count
+        step = 10.0 ** floor(log10(raw))
+        step *= next(factor for factor in (1, 2, 2.5, 5, 10) if factor * step >= raw * 0.999)
+        first, last = ceil(self.low / step - 1e-9), floor(self.high / step + 1e-9)
+        return [index * step for index in range(first, last + 1)]
+
+
+def score_histogram(
+    upper: Sequence[float], lower: Sequence[float], threshold: float, *, upper_name: str, lower_name: str
+) -> Markup:
+    """Two histograms back to back on one axis of scores, with the threshold and its reject side.
+
+    Args:
+        upper: Scores drawn upwards.
+        lower: Scores drawn downwards; may be empty, then only the upper half is drawn.
+        threshold: Rejects are above it.
+        upper_name: What the upper ones are.
+        lower_name: What the lower ones are.
+    """
+    everything = np.array([*upper, *lower, threshold], np.float64)
+    axis = _score_axis(everything)
+    edges = (
+        np.geomspace(axis.low, axis.high, _BINS + 1)
+        if axis.logarithmic
+        else np.linspace(axis.low, axis.high, _BINS + 1)
+    )
+    up, down = np.histogram(upper, edges)[0], np.histogram(lower, edges)[0]
+    bottom_px = _HEIGHT - _BOTTOM
+    # Each side has a scale of its own: a few defects among thousands of good images have to stay visible.
+    middle_px = bottom_px if not len(lower) else _TOP + (bottom_px - _TOP) * 0.5
+    line_px = float(axis.px(threshold))
+    parts = [
+        f'<rect class="reject-side" x="{line_px:.1f}" y="{_TOP}" width="{max(0.0, _WIDTH - _RIGHT - line_px):.1f}" '
+        f'height="{bottom_px - _TOP}"/>'
+    ]
+    sides = (
+        (up, "good", upper_name, _TOP + 14 - middle_px),
+        (down, "defect", lower_name, bottom_px - 14 - middle_px),
+    )
+    for counts, css, name, reach_px in sides:
+        for index in np.flatnonzero(counts):
+            left_px, right_px = axis.px(edges[index : index + 2])
+            height_px = reach_px * counts[index] / counts.max()
+            tip = escape(f"{counts[index]} {name}: {edges[index]:.3g} to {edges[index + 1]:.3g}")
+            parts.append(
+                f'<rect class="{css}" x="{left_px + 0.5:.1f}" y="{middle_px + min(0.0, height_px):.1f}" '
+                f'width="{right_px - left_px - 1:.1f}" height="{abs(height_px):.1f}"><title>{tip}</title></rect>'
+            )
+    parts.append(f'<path class="axis" d="M{_LEFT} {middle_px:.1f}H{_WIDTH - _RIGHT}"/>')
+    parts += _x_axis(axis, "image score (logarithmic)" if axis.logarithmic else "image score")
+    side = -1 if line_px > _WIDTH * 0.6 else 1
+    parts += [
+        f'<path class="threshold" d="M{line_px:.1f} {_TOP - 8}V{bottom_px}"/>',
+        _text(line_px + 6 * side, _TOP - 8, f"threshold {threshold:.4g}", "strong", "end" if side < 0 else "start"),
+        _side_label(upper_name, len(upper), (_TOP + middle_px) / 2),
+    ]
+    if len(lower):
+        parts.append(_side_label(lower_name, len(lower), (middle_px + bottom_px) / 2))
+    label = (
+        f"Histogram of image scores: {len(upper)} {upper_name}, {len(lower)} {lower_name}; threshold {threshold:.4g}"
+    )
+    return _svg(parts, label)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a plot.
+
+    Attributes:
+        name: What it is, for the legend.
+        points: (K, 2) x and y.
+        css: "line-a", "line-b" or "line-c"; each has a dash of its own.
+    """
+
+    name: str
+    points: NDArray[np.float64]
+    css: str = "line-a"
+
+
+def curve_plot(
+    lines: Sequence[Line],
+    *,
+    x_label: str,
+    y_label: str,
+    x_high: float = 1.0,
+    chance: bool = False,
+    mark: tuple[float, float, str] | None = None,
+) -> Markup:
+    """Rising curves in a unit square, or in the part of it up to `x_high`.
+
+    Args:
+        lines: Drawn in this order; those without points are left out.
+        x_label: What the horizontal axis is.
+        y_label: What the vertical axis is.
+        x_high: Right end.
+        chance: Draw the diagonal that guessing gives.
+        mark: x, y and name of one point of interest.
+    """
+    x, y = _Axis(0, x_high, _LEFT, _WIDTH - _RIGHT), _Axis(0, 1, _HEIGHT - _BOTTOM, _TOP)
+    parts = [*_x_axis(x, x_label), *_y_axis(y, y_label)]
+    if chance:
+        parts.append(f'<path class="chance" d="M{x.px(0):.1f} {y.px(0):.1f}L{x.px(1):.1f} {y.px(1):.1f}"/>')
+    drawn = [line for line in lines if len(line.points)]
+    parts += [f'<path class="{line.css}" d="{_path(x, y, line.points)}"/>' for line in drawn]
+    if mark is not None:
+        at_x, at_y = float(x.px(mark[0])), float(y.px(mark[1]))
+        side = -1 if at_x > _WIDTH * 0.6 else 1
+        parts += [
+            f'<circle class="mark" cx="{at_x:.1f}" cy="{at_y:.1f}" r="5"><title>{escape(mark[2])}</title></circle>',
+            _text(at_x + 10 * side, at_y + 18, mark[2], "strong", "end" if side < 0 else "start"),
+        ]
+    for index, line in enumerate(drawn):
+        top_px = _HEIGHT - _BOTTOM - 18 * (len(drawn) - index) + 4
+        parts += [
+            f'<path class="{line.css}" d="M{_WIDTH - _RIGHT - 30} {top_px - 4}h24"/>',
+            _text(_WIDTH - _RIGHT - 36, top_px, line.name, anchor="end"),
+        ]
+    return _svg(parts, f"{y_label} over {x_label}: " + ", ".join(line.name for line in drawn))
+
+
+def loss_plot(losses: Sequence[float]) -> Markup:
+    """The loss after each pass over the images, (epochs,) finite; logarithmic when all are positive."""
+    values = np.asarray(losses, np.float64)
+    logarithmic = bool(values.min() > 0 and values.max() > 3 * values.min())
+    low, high = float(values.min()), float(values.max())
+    if not logarithmic:
+        low, high = min(0.0, low), high or 1.0
+    elif log10(high / low) < 1:  # room for at least two marks
+        low, high = 10 ** (floor(log10(low) * 3) / 3), 10 ** (ceil(log10(high) * 3) / 3)
+    x = _Axis(1, max(2, values.size), _LEFT, _WIDTH - _RIGHT)
+    y = _Axis(low, high * 1.02 if high > low else low + 1, _HEIGHT - _BOTTOM, _TOP, logarithmic)
+    points = np.stack([np.arange(1, values.size + 1), values], axis=1)
+    whole = [tick for tick in x.ticks() if tick == round(tick)]
+    parts = [
+        *_x_axis(x, "pass over the images", whole),
+        *_y_axis(y, "loss (logarithmic)" if logarithmic else "loss"),
+        f'<path class="line-a" d="{_path(x, y, points)}"/>',
+        f'<circle class="mark" cx="{x.px(values.size):.1f}" cy="{y.px(values[-1]):.1f}" r="4">'
+        f"<title>{values[-1]:.4g} at the end</title></circle>",
+    ]
+    return _svg(parts, f"Loss over {values.size} passes, from {values[0]:.4g} to {values[-1]:.4g}")
+
+
+def bar_list(values: Mapping[str, float], *, unit: str) -> Markup:
+    """Named values as horizontal bars, in the order given."""
+    row_px, name_px = 26, 130
+    height_px = row_px * len(values) + 4
+    highest = max([*values.values(), 1e-9])
+    parts = []
+    for index, (name, value) in enumerate(values.items()):
+        top_px = index * row_px + 5
+        width_px = (_WIDTH - name_px - 90) * value / highest
+        parts += [
+            _text(name_px - 10, top_px + 13, name, anchor="end"),
+            f'<rect class="bar" x="{name_px}" y="{top_px}" width="{max(1.0, width_px):.1f}" height="17" rx="2"/>',
+            _text(name_px + max(1.0, width_px) + 8, top_px + 13, f"{value:.1f} {unit}", "strong"),
+        ]
+    return _svg(parts, "; ".join(f"{name} {value:.1f} {unit}" for name, value in values.items()), height_px)
+
+
+def interval_bar(value: float | None, interval: tuple[float, float] | None) -> Markup:
+    """A rate in [0, 1] as a dot on its interval, small enough for a table."""
+    if value is None or interval is None:
+        return Markup("")
+    low, high = interval
+    inner = (
+        f'<path class="axis" d="M2 8H98"/><path class="whisker" d="M{2 + 96 * low:.1f} 8H{2 + 96 * high:.1f}"/>'
+        f'<circle class="mark" cx="{2 + 96 * value:.1f}" cy="8" r="4"/>'
+    )
+    label = f"{100 * value:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+    return Markup(f'<svg class="spark" viewBox="0 0 100 16" role="img" aria-label="{label}">{inner}</svg>')
+
+
+def _score_axis(values: NDArray[np.float64]) -> _Axis:
+    low, high = float(values.min()), float(values.max())
+    if not (isfinite(low) and isfinite(high)):
+        raise ValueError("scores to draw must be finite")
+    if low > 0 and high > _LONG_TAIL * low:
+        return _Axis(low / 1.15, high * 1.15, _LEFT, _WIDTH - _RIGHT, logarithmic=True)
+    margin = 0.04 * (high - low) or 0.5 * abs(high) or 1.0
+    return _Axis(low - margin, high + margin, _LEFT, _WIDTH - _RIGHT)
+
+
+def _x_axis(axis: _Axis, label: str, ticks: Sequence[float] | None = None) -> list[str]:
+    y = _HEIGHT - _BOTTOM
+    parts = [f'<path class="axis" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>']
+    for tick in axis.ticks() if ticks is None else ticks:
+        x = float(axis.px(tick))
+        parts += [f'<path class="axis" d="M{x:.1f} {y}v4"/>', _text(x, y + 17, f"{tick:.4g}", anchor="middle")]
+    return [*parts, _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, label, "label", "middle")]
+
+
+def _y_axis(axis: _Axis, label: str) -> list[str]:
+    parts = []
+    for tick in axis.ticks():
+        y = float(axis.px(tick))
+        parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
+        parts.append(_text(_LEFT - 7, y + 4, f"{tick:.4g}", anchor="end"))
+    return [*parts, _text(4, _TOP - 9, label, "label")]
+
+
+def _side_label(name: str, count: int, y: float) -> str:
+    return _text(4, y - 3, name, "label") + _text(4, y + 12, str(count), "label")
+
+
+def _text(x: float, y: float, content: str, css: str = "", anchor: str = "start") -> str:
+    return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(content)}</text>'
+
+
+def _path(x: _Axis, y: _Axis, points: NDArray[np.float64]) -> str:
+    pairs = (f"{px:.1f} {py:.1f}" for px, py in zip(x.px(points[:, 0]), y.px(points[:, 1]), strict=True))
+    return "M" + "L".join(pairs)
+
+
+def _svg(parts: Sequence[str], label: str, height: int = _HEIGHT) -> Markup:
+    # Every text has been escaped where it went in.
+    box = f'class="plot" viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(label)}"'
+    return Markup(f"<svg {box}>{''.join(parts)}</svg>")

@@ -1,0 +1,450 @@
+"""How a model is measured: labelled images through the `Inspector` that ships, at the threshold it ships with.
+
+Nothing is learned from the test images: no threshold, no scaling, no choice of map. Rules that change figures:
+
+1. Pixels count at the model's input size: the map as the session gives it, masks resized with nearest neighbour, and
+   every pixel above 0 is defect. Images of different sizes thus count the same, as in the published tables.
+2. The pixels of good images count as good. Defects without a usable mask count among images, not among pixels.
+3. Regions of the ground truth are 8-connected, at the model's input size.
+4. A defect kind is ranked against all good images of the test set, for pixels together with the good pixels of its own
+   images.
+5. Latency is that of `Inspector.inspect` on one decoded image at a time, after everything else, when no decoding runs
+   beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Literal, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from makel.calibration import Calibration
+from makel.errors import DatasetError, ImageError, ModelFolderError
+from makel.evaluation.metrics import Curves, PixelCurves, rank_images, rate_interval
+from makel.evaluation.pictures import Exhibit, Gallery
+from makel.images import decode_all, prepare, read, shown
+from makel.model.manifest import Manifest
+from makel.types import Sample, Scores, Verdict
+
+LATENCY_CALLS = 100
+LATENCY_LIMIT_S = 15.0
+"""Latency is measured over this many calls, or until so much time has passed."""
+
+_WARM_UP_CALLS = 3
+_KEPT_IMAGES = 8
+_KEPT_BYTES = 128 << 20
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage, how much of it is done, and how much there is."""
+
+
+class Inspecting(Protocol):
+    """What of `makel.Inspector` a measurement needs."""
+
+    @property
+    def manifest(self) -> Manifest:
+        """Everything known about the model."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """The thresholds."""
+
+    def inspect(self, image: NDArray[Any], /) -> Verdict:
+        """The verdict on decoded pixels."""
+
+    def scores(self, images: NDArray[np.float32], /) -> Scores[NDArray[np.float32]]:
+        """Raw scores of prepared images."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the model said of one labelled image.
+
+    Attributes:
+        path: The image file.
+        label: What it is.
+        kind: The defect kind; "good" for good images.
+        score: Raw image score.
+        p_value: Share of good parts that would look at least this bad.
+        rejected: Whether the score is above the calibrated threshold.
+    """
+
+    path: Path
+    label: Literal["good", "defect"]
+    kind: str
+    score: float
+    p_value: float
+    rejected: bool
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How often something happened.
+
+    Attributes:
+        count: How often it happened.
+        of: How often it could have.
+    """
+
+    count: int
+    of: int
+
+    @property
+    def value(self) -> float | None:
+        """The share, or None of nothing."""
+        return self.count / self.of if self.of else None
+
+    @property
+    def interval_95(self) -> tuple[float, float] | None:
+        """The 95 % Wilson score interval, or None of nothing."""
+        return rate_interval(self.count, self.of)
+
+
+@dataclass(frozen=True)
+class KindResult:
+    """What the model makes of one kind of defect.
+
+    Attributes:
+        kind: The kind as the dataset names it.
+        image: Its images against all good images.
+        pixel: Its marked pixels against the good pixels of its own and of all good images.
+        misses: Its images that pass.
+    """
+
+    kind: str
+    image: Curves
+    pixel: Curves
+    misses: Rate
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "n": self.misses.of,
+            "image_auroc": self.image.auroc,
+            "image_ap": self.image.ap,
+            "pixel_auroc": self.pixel.auroc,
+            "pixel_ap": self.pixel.ap,
+            "aupro_30": self.pixel.aupro_30,
+            "miss_rate": self.misses.value,
+            "miss_interval": _list(self.misses.interval_95),
+        }
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds from a decoded image to its verdict, one image at a time. Decoding is not inside.
+
+    Attributes:
+        p50: Median.
+        p95: 95th percentile.
+        p99: 99th percentile.
+        n_calls: Calls measured.
+        n_images: Different images among them.
+    """
+
+    p50: float
+    p95: float
+    p99: float
+    n_calls: int
+    n_images: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model measured on labelled images. `makel.evaluation.report` makes a page of it.
+
+    Attributes:
+        manifest: The model that was measured.
+        outcomes: Every image that could be inspected, in the order given.
+        image: Image scores ranked.
+        pixel: Pixels ranked, see this module's rules.
+        false_rejects: Good images that were rejected.
+        misses: Defects that passed.
+        per_kind: One result for each kind of defect, by name.
+        latency: None where no image could be inspected.
+        failures: Path and reason, for each image that could not be inspected and each mask that could not be used.
+        n_unlabelled: Samples that nobody labelled; they are left out.
+        n_unmarked: Defect images inspected whose pixels do not count, for want of a usable mask.
+        seconds: Wall time of the whole evaluation.
+        gallery: The few images worth showing, with truth and map.
+    """
+
+    manifest: Manifest
+    outcomes: tuple[Outcome, ...]
+    image: Curves
+    pixel: Curves
+    false_rejects: Rate
+    misses: Rate
+    per_kind: tuple[KindResult, ...]
+    latency: Latency | None
+    failures: tuple[tuple[Path, str], ...]
+    n_unlabelled: int
+    n_unmarked: int
+    seconds: float
+    gallery: tuple[Exhibit, ...] = field(default=(), repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented keys of `makel evaluate --json`. What is undefined is None."""
+        latency = self.latency
+        return {
+            "model_id": self.manifest.model_id,
+            "image_auroc": self.image.auroc,
+            "image_ap": self.image.ap,
+            "image_f1_max": self.image.f1_max,
+            "pixel_auroc": self.pixel.auroc,
+            "pixel_ap": self.pixel.ap,
+            "pixel_f1_max": self.pixel.f1_max,
+            "aupro_30": self.pixel.aupro_30,
+            "aupro_05": self.pixel.aupro_05,
+            "threshold": self.manifest.calibration.image_threshold,
+            "false_reject_rate": self.false_rejects.value,
+            "false_reject_interval": _list(self.false_rejects.interval_95),
+            "miss_rate": self.misses.value,
+            "miss_interval": _list(self.misses.interval_95),
+            "n_good": self.false_rejects.of,
+            "n_defect": self.misses.of,
+            "n_unlabelled": self.n_unlabelled,
+            "n_unmarked": self.n_unmarked,
+            "per_kind": {result.kind: result.to_json() for result in self.per_kind},
+            "latency_ms": None if latency is None else {"p50": latency.p50, "p95": latency.p95, "p99": latency.p99},
+            "failures": [{"path": str(path), "error": reason} for path, reason in self.failures],
+        }
+
+    def lines(self) -> list[str]:
+        """The same for a person, five lines and the failures."""
+        latency = self.latency
+        speed = "not measured" if latency is None else f"{latency.p50:.1f} ms median, {latency.p99:.1f} ms p99"
+        return [
+            *(f"left out: {reason}" for _, reason in self.failures),
+            f"images         AUROC {_figure(self.image.auroc)}, AP {_figure(self.image.ap)}",
+            f"pixels         AUROC {_figure(self.pixel.auroc)}, AP {_figure(self.pixel.ap)}, "
+            f"AUPRO {_figure(self.pixel.aupro_30)} at 0.30 and {_figure(self.pixel.aupro_05)} at 0.05",
+            f"false rejects  {_rate(self.false_rejects)} of the good images",
+            f"misses         {_rate(self.misses)} of the defects",
+            f"latency        {speed} for a decoded image",
+        ]
+
+
+def evaluate(
+    inspector: Inspecting, samples: Sequence[Sample], *, workers: int = 2, progress: Progress | None = None
+) -> Evaluation:
+    """Measure a model on labelled images.
+
+    An image that cannot be inspected, and a mask that cannot be used, is listed among the failures and the rest goes
+    on. No maps are kept but the few to be shown, so memory does not grow with the number of images.
+
+    Args:
+        inspector: The model.
+        samples: Images with labels; those without are counted and left out.
+        workers: Threads that decode.
+        progress: Called as images are done.
+
+    Returns:
+        The measurements. With good images only, or defects only, what needs both is None.
+
+    Raises:
+        DatasetError: No sample has a label.
+        ModelFolderError: The model gives a number that is not finite, or another score for the same image when it is
+            measured for latency.
+    """
+    started = perf_counter()
+    labelled = [sample for sample in samples if sample.label is not None]
+    if not labelled:
+        raise DatasetError(
+            f"none of {len(samples)} images has a label, so nothing can be measured: sort them into folders of good "
+            "images and of defects, such as test/good and test/scratch"
+        )
+    run = _Run(inspector, labelled)
+    for done, (sample, image) in enumerate(_decoded(labelled, workers), start=1):
+        run.take(sample, image)
+        if progress is not None:
+            progress("evaluate", done, len(labelled))
+    latency = _measure_latency(inspector, run.kept, run.kept_scores, progress)
+    kinds = sorted(run.pixels.keys() - {"good"})
+    good_scores = [outcome.score for outcome in run.outcomes if outcome.label == "good"]
+    good_pixels = run.pixels.get("good", PixelCurves())
+    return Evaluation(
+        manifest=inspector.manifest,
+        outcomes=tuple(run.outcomes),
+        image=rank_images(good_scores, [outcome.score for outcome in run.outcomes if outcome.label == "defect"]),
+        pixel=_together(*run.pixels.values()).results(),
+        false_rejects=_rate_of(run.outcomes, "good", rejected=True),
+        misses=_rate_of(run.outcomes, "defect", rejected=False),
+        per_kind=tuple(
+            KindResult(
+                kind=kind,
+                image=rank_images(good_scores, [each.score for each in run.outcomes if each.kind == kind]),
+                pixel=_together(good_pixels, run.pixels[kind]).results(),
+                misses=_rate_of([each for each in run.outcomes if each.kind == kind], "defect", rejected=False),
+            )
+            for kind in kinds
+        ),
+        latency=latency,
+        failures=tuple(run.failures),
+        n_unlabelled=len(samples) - len(labelled),
+        n_unmarked=run.n_unmarked,
+        seconds=perf_counter() - started,
+        gallery=run.gallery.exhibits(),
+    )
+
+
+class _Run:
+    """What accumulates while images go by."""
+
+    def __init__(self, inspector: Inspecting, samples: Sequence[Sample]) -> None:
+        self._inspector = inspector
+        self._has_masks = any(sample.mask_path is not None for sample in samples)
+        self.outcomes: list[Outcome] = []
+        self.pixels: dict[str, PixelCurves] = {}  # by kind; "good" are the good images
+        self.failures: list[tuple[Path, str]] = []
+        self.n_unmarked = 0
+        self.gallery = Gallery(inspector.calibration, white_level=inspector.manifest.preprocessing.white_level)
+        self.kept: list[NDArray[Any]] = []
+        self.kept_scores: list[float] = []
+
+    def take(self, sample: Sample, image: NDArray[Any] | ImageError) -> None:
+        try:
+            if isinstance(image, ImageError):
+                raise image
+            prepared = prepare(image, self._inspector.manifest.preprocessing, name=shown(sample.image_path))
+        except ImageError as error:
+            self.failures.append((sample.image_path, str(error)))
+            return
+        scores = self._inspector.scores(prepared[np.newaxis])
+        score, anomaly_map = float(scores.image[0]), scores.anomaly_map[0, 0]
+        if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
+            raise ModelFolderError(
+                f"the model gives {shown(sample.image_path)} a score or map that is not finite: its network is broken, "
+                "fit again"
+            )
+        calibration = self._inspector.calibration
+        outcome = Outcome(
+            path=sample.image_path,
+            label="good" if sample.label == "good" else "defect",
+            kind=_kind(sample),
+            score=score,
+            p_value=calibration.p_value(score),
+            rejected=score > calibration.image_threshold,
+        )
+        self.outcomes.append(outcome)
+        truth = self._truth(sample, image.shape[:2], anomaly_map.shape)
+        pixels = self.pixels.setdefault(outcome.kind, PixelCurves())
+        # Without a single mask the pixels of good images would be all there is.
+        if self._has_masks and outcome.label == "good":
+            pixels.add(anomaly_map)
+        elif truth is not None:
+            pixels.add(anomaly_map, _regions(truth))
+        self.gallery.offer(outcome.path, outcome.kind, score, image, anomaly_map, truth)
+        self._keep(image, score)
+
+    def _truth(
+        self, sample: Sample, image_shape: tuple[int, ...], map_shape: tuple[int, ...]
+    ) -> NDArray[np.uint8] | None:
+        """(H, W) uint8 of the map's size, 1 on defect; None for good images and where no mask can be used."""
+        if sample.label == "good":
+            return None
+        try:
+            if sample.mask_path is None:
+                self.n_unmarked += 1
+                return None
+            mask = read(sample.mask_path)
+            if mask.shape[:2] != image_shape:
+                raise ImageError(
+                    f"{shown(sample.mask_path)} is {mask.shape[1]}x{mask.shape[0]} and its image "
+                    f"{shown(sample.image_path)} {image_shape[1]}x{image_shape[0]}: a mask must have its image's size"
+                )
+            marked = np.asarray(mask.reshape(*mask.shape[:2], -1).max(axis=2) > 0, np.uint8)
+            if not marked.any():
+                raise ImageError(
+                    f"{shown(sample.mask_path)} marks no pixel, but {shown(sample.image_path)} is labelled a defect: "
+                    "mark it with values above 0"
+                )
+        except ImageError as error:
+            self.failures.append((sample.mask_path or sample.image_path, str(error)))
+            self.n_unmarked += 1
+            return None
+        size = (map_shape[1], map_shape[0])
+        return np.asarray(cv2.resize(marked, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+
+    def _keep(self, image: NDArray[Any], score: float) -> None:
+        room = _KEPT_BYTES - sum(kept.nbytes for kept in self.kept)
+        if not self.kept or (len(self.kept) < _KEPT_IMAGES and image.nbytes <= room):
+            self.kept.append(image)
+            self.kept_scores.append(score)
+
+
+def _decoded(samples: Sequence[Sample], workers: int) -> Iterator[tuple[Sample, NDArray[Any] | ImageError]]:
+    images = decode_all((sample.image_path for sample in samples), workers=workers)
+    for sample, (_, image) in zip(samples, images, strict=True):
+        yield sample, image
+
+
+def _measure_latency(
+    inspector: Inspecting, images: Sequence[NDArray[Any]], scores: Sequence[float], progress: Progress | None
+) -> Latency | None:
+    if not images:
+        return None
+    parity = inspector.manifest.parity
+    elapsed_ms = []
+    started = perf_counter()
+    for call in range(-_WARM_UP_CALLS, LATENCY_CALLS):
+        turn = call % len(images)
+        verdict = inspector.inspect(images[turn])
+        if abs(verdict.score - scores[turn]) > parity.score_tolerance:
+            raise ModelFolderError(
+                f"the model gave one image the scores {scores[turn]:.9g} and {verdict.score:.9g}, further apart than "
+                f"its tolerance of {parity.score_tolerance:.3g}: run `makel verify` on this machine"
+            )
+        if call >= 0:
+            elapsed_ms.append(verdict.elapsed_ms)
+        if progress is not None:
+            progress("latency", call + _WARM_UP_CALLS + 1, LATENCY_CALLS + _WARM_UP_CALLS)
+        if elapsed_ms and perf_counter() - started > LATENCY_LIMIT_S:
+            break
+    p50, p95, p99 = np.percentile(elapsed_ms, [50, 95, 99]).tolist()
+    return Latency(round(p50, 3), round(p95, 3), round(p99, 3), len(elapsed_ms), min(len(images), len(elapsed_ms)))
+
+
+def _regions(truth: NDArray[np.uint8]) -> NDArray[np.int32]:
+    _, regions = cv2.connectedComponents(truth, connectivity=8, ltype=cv2.CV_32S)
+    return np.asarray(regions, np.int32)
+
+
+def _together(*parts: PixelCurves) -> PixelCurves:
+    total = PixelCurves()
+    for part in parts:
+        total.include(part)
+    return total
+
+
+def _rate_of(outcomes: Sequence[Outcome], label: str, *, rejected: bool) -> Rate:
+    among = [outcome.rejected for outcome in outcomes if outcome.label == label]
+    return Rate(sum(each == rejected for each in among), len(among))
+
+
+def _kind(sample: Sample) -> str:
+    """A defect of no kind, or of one named "good", is of the kind "defect": it never mixes with good images."""
+    if sample.label == "good":
+        return "good"
+    return sample.kind if sample.kind not in ("", "good") else "defect"
+
+
+def _list(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def _figure(value: float | None) -> str:
+    return "undefined" if value is None else f"{value:.4f}"
+
+
+def _rate(rate: Rate) -> str:
+    if rate.value is None or rate.interval_95 is None:
+        return "none"
+    low, high = rate.interval_95
+    return f"{rate.count} of {rate.of} ({100 * rate.value:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f} %)"

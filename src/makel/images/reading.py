@@ -1,0 +1,292 @@
+"""From a file to pixels: the checks before opening, the pixel cap before decoding, and decoding ahead of the model."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from makel.errors import ImageError
+from makel.images import containers, tiff
+from makel.images.containers import Header
+from makel.images.preparation import Preparation, prepare
+from makel.images.tags import Malformed
+
+MAX_PIXELS = 200_000_000
+"""Largest image `read` decodes unless told otherwise: a 200 Mpx line scan passes, an image bomb does not."""
+
+_SUFFIX_FORMATS = {
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".png": "PNG",
+    ".bmp": "BMP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".webp": "WebP",
+}
+SUFFIXES = tuple(_SUFFIX_FORMATS)
+"""Endings of the files makel reads, in lower case; upper case is as good."""
+
+_HEADER_READERS: dict[str, Callable[[BinaryIO, int], Header]] = {
+    "JPEG": containers.read_jpeg_header,
+    "PNG": containers.read_png_header,
+    "BMP": containers.read_bmp_header,
+    "TIFF": tiff.read_tiff_header,
+    "WebP": containers.read_webp_header,
+}
+_SIGNATURES = (
+    # offset, bytes, what it is
+    (0, b"\xff\xd8\xff", "JPEG"),
+    (0, containers.PNG_SIGNATURE, "PNG"),
+    (0, b"BM", "BMP"),
+    (0, b"II*\0", "TIFF"),
+    (0, b"MM\0*", "TIFF"),
+    (0, b"II+\0", "TIFF"),
+    (0, b"MM\0+", "TIFF"),
+    (8, b"WEBP", "WebP"),
+    (0, b"GIF8", "GIF"),
+    (0, b"%PDF", "PDF"),
+    (0, b"PK\x03\x04", "ZIP"),
+    (0, b"\x1f\x8b", "gzip"),
+    (0, b"\x93NUMPY", "NumPy"),
+    (0, b"\x7fELF", "a program"),
+    (0, b"MZ", "a program"),
+    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
+    (4, b"ftyp", "HEIC, AVIF or video"),
+)
+_FILE_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+_UPRIGHT: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    # EXIF orientation: what turns the stored pixels upright
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
+
+# The ImageError says what is wrong with a file; OpenCV would print its own account to the terminal before it.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_FATAL)
+
+
+def read_header(path: str | os.PathLike[str]) -> Header:
+    """Look at an image file without decoding it.
+
+    Raises:
+        ImageError: It is not a regular file, cannot be opened, is empty, cut short, of another type than its name says,
+            or of a kind makel does not read: CMYK, animated, of several pages, of neither 8 nor 16 bits.
+    """
+    with _opened(path) as (_, _, header):
+        return header
+
+
+def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+    """Decode an image file and turn it upright.
+
+    Grey stays one channel and a palette becomes the colours it stands for. Alpha is left out, not blended: what the
+    camera saw is in the colours, and a background to blend with would be an invention. Colour profiles are
+    left out too.
+
+    Args:
+        path: A JPEG, PNG, BMP, TIFF or WebP file.
+        max_pixels: A larger image is refused before anything of its size is allocated.
+
+    Returns:
+        (H, W) or (H, W, 3) uint8 or uint16, RGB, C-contiguous.
+
+    Raises:
+        ImageError: As `read_header`; or it has more than `max_pixels`, or is damaged. A file that is cut short is never
+            returned in part. Damage amid a JPEG, which has no checksums, cannot always be told from a picture.
+    """
+    with _opened(path) as (stream, size, header):
+        if header.width_px * header.height_px > max_pixels:
+            raise Malformed(
+                f"has {header.width_px}x{header.height_px} pixels, at most {max_pixels} are read: cut it into parts, "
+                "or raise max_pixels"
+            )
+        pixels = _decode(stream, size, header)
+        upright = np.ascontiguousarray(_UPRIGHT[header.orientation](pixels))
+        expected = (header.height_px, header.width_px) + ((3,) if header.channels == 3 else ())
+        if upright.shape != expected or upright.dtype.itemsize * 8 != header.bit_depth:
+            raise Malformed(f"is damaged: its header says {expected}, its pixels are {upright.shape} {upright.dtype}")
+        return upright
+
+
+def decode_all(
+    paths: Iterable[str | os.PathLike[str]],
+    *,
+    workers: int = 2,
+    ahead: int = 8,
+    preparation: Preparation | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Iterator[tuple[Path, NDArray[Any] | ImageError]]:
+    """Decode files in threads, in their order, while the caller works on those before.
+
+    Args:
+        paths: Image files; taken from the iterable as they are needed.
+        workers: Threads that decode.
+        ahead: Images decoded or being decoded before they are asked for: what bounds the memory.
+        preparation: Prepare each image as well, in its thread.
+        max_pixels: As in `read`.
+
+    Yields:
+        Each path with its image, or with the error that keeps it from being one, so that the rest goes on. Closing the
+        iterator early drops what has not begun and waits for what has.
+    """
+
+    def work(path: Path) -> NDArray[Any] | ImageError:
+        try:
+            image = read(path, max_pixels=max_pixels)
+            return image if preparation is None else prepare(image, preparation, name=shown(path))
+        except ImageError as error:
+            return error
+
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="makel-decode")
+    waiting: deque[tuple[Path, Future[NDArray[Any] | ImageError]]] = deque()
+    try:
+        for path in map(Path, paths):
+            waiting.append((path, pool.submit(work, path)))
+            if len(waiting) > ahead:
+                first, future = waiting.popleft()
+                yield first, future.result()
+        while waiting:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def find(path: str | os.PathLike[str]) -> list[Path]:
+    """The image files of a folder, by their names' endings, sorted; folders in it and hidden files are left out.
+
+    Args:
+        path: A folder; anything else is taken as one image file.
+
+    Raises:
+        ImageError: The folder cannot be listed.
+    """
+    root = Path(path)
+    try:
+        if not root.is_dir():
+            return [root]
+        entries = sorted(root.iterdir())
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{shown(root)} cannot be listed: {getattr(error, 'strerror', None) or error}") from error
+    return [entry for entry in entries if is_image_name(entry) and not entry.is_dir()]
+
+
+def is_image_name(path: Path) -> bool:
+    """Whether a file's name ends like an image's. Hidden ones do not count: macOS leaves `._name.png` beside images."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def file_size(path: str | os.PathLike[str]) -> int:
+    """Bytes in a file that is safe to open: regular, with something in it. To open a FIFO is to wait forever.
+
+    Raises:
+        ImageError: There is no such file, or it is a folder, a FIFO, a socket, a device, or empty.
+    """
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise ImageError(f"{shown(path)} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not stat.S_ISREG(status.st_mode):
+        kind = next((name for is_kind, name in _FILE_KINDS if is_kind(status.st_mode)), "not a regular file")
+        raise ImageError(f"{shown(path)} is {kind}: give an image file")
+    if not status.st_size:
+        raise ImageError(f"{shown(path)} is empty, 0 bytes: copy it again")
+    return status.st_size
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as a message shows it: on one line, whatever its name holds."""
+    name = os.fsdecode(path)
+    return name if name.isprintable() else repr(name)
+
+
+@contextmanager
+def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int, Header]]:
+    """A file, its size and its header; what goes wrong inside becomes an ImageError that names it."""
+    size = file_size(path)
+    try:
+        with Path(path).open("rb") as stream:
+            name = _check_format(stream.read(512), Path(path).suffix.lower())
+            stream.seek(0)
+            header = _HEADER_READERS[name](stream, size)
+            if not (header.width_px > 0 and header.height_px > 0):
+                raise Malformed(f"has no pixels: {header.width_px}x{header.height_px}")
+            containers.check_plausible(header.width_px, header.height_px, size)
+            stream.seek(0)
+            yield stream, size, header
+    except Malformed as error:
+        raise ImageError(f"{shown(path)} {error}") from error
+    except MemoryError as error:
+        raise ImageError(f"{shown(path)} does not fit into memory: cut it into parts") from error
+    except OSError as error:
+        raise ImageError(f"{shown(path)} cannot be read: {error.strerror or error}") from error
+
+
+def _check_format(start: bytes, suffix: str) -> str:
+    """The format that a file's first bytes and the ending of its name agree on."""
+    expected, found = _SUFFIX_FORMATS.get(suffix), _format(start)
+    if expected == found and expected:
+        return expected
+    if found in _HEADER_READERS:
+        right = next(ending for ending, name in _SUFFIX_FORMATS.items() if name == found)
+        raise Malformed(f"is {found}, which its ending {suffix!r} does not say: rename it to {right}")
+    if expected is None:
+        raise Malformed(f"ends in {suffix!r}; makel reads {', '.join(SUFFIXES)}: convert it")
+    if found:
+        raise Malformed(f"is not {expected} but {found}: convert it to {', '.join(_HEADER_READERS)}")
+    raise Malformed(f"is not {expected}, nor any other image known here: copy it again")
+
+
+def _format(start: bytes) -> str:
+    """What a file is by its first bytes; "" where they say nothing."""
+    for offset, signature, name in _SIGNATURES:
+        if start.startswith(signature, offset):
+            return name
+    printable = bytes(range(32, 127)) + b"\t\n\r"
+    return "" if start.translate(None, printable) else "text"
+
+
+def _decode(stream: BinaryIO, size: int, header: Header) -> NDArray[Any]:
+    """Stored pixels: (H, W) or (H, W, 3) RGB, uint8 or uint16."""
+    if header.format == "TIFF":
+        return tiff.decode_tiff(stream, size, header)
+    data = stream.read(size)
+    if header.format == "JPEG":
+        containers.check_jpeg(data)
+    elif header.format == "PNG":
+        data = containers.bare_png(data)
+    # The channels of the header: OpenCV alone would take grey with alpha for colour.
+    flags = cv2.IMREAD_GRAYSCALE if header.channels == 1 else cv2.IMREAD_COLOR
+    flags |= cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
+    try:
+        pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise Malformed(f"cannot be decoded: {_one_line(error)}") from error
+    if pixels is None:
+        raise Malformed("cannot be decoded: it is damaged; copy it again")
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if header.channels == 3 else pixels
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,223 @@
+"""Skip autoencoder over frozen CNN features: the method of the paper, and makel's default.
+
+Paper: Tang, Hsu, Huang, Li: Industrial Anomaly Detection with Skip Autoencoder and Deep Feature Extractor.
+Sensors 2022, 22, 9327, https://doi.org/10.3390/s22239327. No official code is known.
+
+    features        FE(x): chosen blocks of a frozen CNN, resized and concatenated
+    loss            L = E || AE(FE(x)) - FE(x) ||_2                       (equation 1)
+    anomaly map     R = || AE(FE(x)) - FE(x) ||_2 over channels           (equation 2)
+
+The preset `paper` is this, with every choice the paper leaves open made as follows.
+
+ 1. ResNeXt101 is torchvision's 32x8d with its first ImageNet weights: the only 101-layer variant there was then.
+ 2. 256x256 input without a crop, as in DFR, which the paper compares with.
+ 3. Blocks 1, 2, 3 are the stages of strides 4, 8, 16 after their last ReLU: 256 + 512 + 1024 = 1792 channels.
+ 4. All blocks are resized (bilinear) to 64x64, block 1's own side and DFR's grid; single blocks too.
+ 5. The features are not normalised: neither the paper nor DFR names a normalisation.
+ 6. The autoencoder follows the block rules of Skip-GANomaly, which the paper cites for its skips: 4x4 convolutions of
+    stride 2 to 256, 512, 512, 512 channels, uncompressed skips at sides 32, 16, 8, and a linear output, since a tanh
+    cannot reach features without bound.
+ 7. Equation 1 is trained as the mean squared error and equation 2 as the root of the channel sum, as in DFR's code.
+ 8. Batch 8; the last epoch is kept, since the paper names no validation set.
+ 9. The map is upsampled bilinearly without a blur, and the image score is its maximum, as in DFR.
+
+The preset `fast` changes, for a small backbone on two CPU cores (docs/methods/skip_ae has the measurements):
+
+10. The image is brought to a standard brightness and contrast, and every channel to zero mean and unit variance.
+11. The levels enter and leave the autoencoder at their own sides and are not resized; wide ones are first reduced by a
+    fixed random orthonormal projection, as PaDiM does.
+12. Skips are compressed by 1x1 convolutions, and the finest level has none: an identity path reconstructs defects too.
+13. AdamW with a one-cycle schedule.
+14. The residual is not summed as it is, but measured against how residuals of good images vary at its position: a
+    Mahalanobis distance (`layers.PositionGaussian`). Equation 2 is the case of a unit covariance.
+15. The levels' maps are averaged, and the image score is the mean of the map's highest 1 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import ceil
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from makel.errors import UsageError
+from makel.methods.layers import (
+    ChannelNorm,
+    PositionGaussian,
+    Projection,
+    SkipAutoencoder,
+    finish_scores,
+    standardise,
+    to_side,
+)
+from makel.training.backbones import Backbone
+from makel.training.detector import Batches, Detector, DetectorConfig, Features
+from makel.types import Scores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(DetectorConfig):
+    """Settings of the skip autoencoder. The defaults are the preset `fast`.
+
+    Attributes:
+        epochs: Passes over the images; 0 for as many as `updates` takes.
+        updates: Steps of the optimiser, so that 40 images and 4,000 cost the same.
+        standardise: Bring every image to the same brightness and contrast first.
+        normalise: Bring every feature channel to zero mean and unit variance over the good images.
+        project: Reduce a level with more channels than this to this many; 0 for never.
+        grid: Resize all levels to this side and concatenate them; 0 to keep every level at its own side.
+        join: Without a grid, give every level but the first the one before as well, averaged to its side, and leave
+            out the first.
+        widths: Channels of the encoder stages.
+        skips: Channels of the skips, fine to deep: 0 for none, -1 for uncompressed.
+        residual: "whitened" (deviation 14) or "l2" (equation 2).
+        top: Share of the map whose mean is the image score; 0 for its maximum.
+        learning_rate: Peak learning rate.
+        schedule: "onecycle" with AdamW, or "constant" with Adam.
+    """
+
+    blocks: tuple[int, ...] = (1, 2, 3)
+    epochs: int = 0
+    updates: int = 200
+    standardise: bool = True
+    normalise: bool = True
+    project: int = 128
+    grid: int = 0
+    join: bool = True
+    widths: tuple[int, ...] = (64, 96, 128)
+    skips: tuple[int, ...] = (16, 32)
+    residual: Literal["whitened", "l2"] = "whitened"
+    top: float = 0.01
+    learning_rate: float = 3e-3
+    schedule: Literal["onecycle", "constant"] = "onecycle"
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "fast": {},
+        "paper": {
+            "backbone": "resnext101",
+            "blocks": (1, 2, 3),
+            "epochs": 150,
+            "standardise": False,
+            "normalise": False,
+            "project": 0,
+            "grid": 64,
+            "widths": (256, 512, 512, 512),
+            "skips": (-1, -1, -1),
+            "residual": "l2",
+            "top": 0.0,
+            "learning_rate": 1e-4,
+            "schedule": "constant",
+        },
+    }
+
+    def epochs_for(self, n_batches: int) -> int:
+        """`epochs` where it is given, else as many as make `updates` steps, rounded up to whole epochs."""
+        return self.epochs or ceil(self.updates / n_batches)
+
+
+class SkipAE(Detector):
+    """The detector. Its levels are the backbone's blocks, or one concatenation of them (`config.grid`)."""
+
+    config_class = Config
+    config: Config
+    backbone: Backbone
+    norms: Sequence[ChannelNorm]
+    gaussians: Sequence[PositionGaussian]
+
+    def __init__(self, config: Config, backbone: Backbone) -> None:
+        super().__init__(config, backbone)
+        projections = [Projection(c, config.project) for c in backbone.channels]
+        channels = [projection.channels for projection in projections]
+        sides = [-(-config.size // stride) for stride in backbone.strides]
+        if config.grid:
+            channels, sides = [sum(channels)], [config.grid]
+        elif config.join and len(channels) > 1:
+            channels, sides = [fine + coarse for fine, coarse in pairwise(channels)], sides[1:]
+        if sides[0] % 2 ** len(config.widths):
+            raise UsageError(
+                f"size {config.size} with blocks {config.blocks} gives a finest level of side {sides[0]}, which cannot "
+                f"be halved {len(config.widths)} times: choose a size that is a multiple of "
+                f"{2 ** len(config.widths) * config.size // sides[0]}, or fewer widths"
+            )
+        self.projections = nn.ModuleList(projections)
+        norms = [ChannelNorm(c) for c in channels]
+        self.norms = cast("Sequence[ChannelNorm]", nn.ModuleList(norms if config.normalise else []))
+        self.autoencoder = SkipAutoencoder(
+            channels, [(sides[0] // side).bit_length() - 1 for side in sides[1:]], config.widths, config.skips
+        )
+        gaussians = [PositionGaussian(c, side) for c, side in zip(channels, sides, strict=True)]
+        whitened = config.residual == "whitened"
+        self.gaussians = cast("Sequence[PositionGaussian]", nn.ModuleList(gaussians if whitened else []))
+
+    def extract(self, image: Tensor) -> Features:
+        """One (N, C, H, W) level a block, projected where it is wide."""
+        levels = self.backbone(standardise(image) if self.config.standardise else image)
+        return tuple(project(level) for project, level in zip(self.projections, levels, strict=True))
+
+    def prepare(self, good: Batches) -> None:
+        """Mean and standard deviation of every channel."""
+        if self.norms:
+            for features in good:
+                for norm, level in zip(self.norms, self._align(features), strict=True):
+                    norm.add(level)
+            for norm in self.norms:
+                norm.solve()
+
+    def optimizers(self, steps: int) -> dict[str, tuple[torch.optim.Optimizer, Any]]:
+        """One optimiser, for the autoencoder."""
+        parameters, rate = self.autoencoder.parameters(), self.config.learning_rate
+        if self.config.schedule == "constant":
+            return {"autoencoder": (torch.optim.Adam(parameters, rate), None)}
+        optimizer = torch.optim.AdamW(parameters, rate, weight_decay=1e-4)
+        return {"autoencoder": (optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps))}
+
+    def training_step(self, features: Features) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:
+        """Equation 1, averaged over the levels."""
+        levels = self._levels(features)
+        losses = [F.mse_loss(out, level) for out, level in zip(self.autoencoder(levels), levels, strict=True)]
+        loss = torch.stack(losses).mean()
+        yield "autoencoder", loss, {"loss": loss}
+
+    def finish(self, good: Batches) -> None:
+        """How the residuals of good images vary at every position."""
+        if self.gaussians:
+            count = 0
+            for features in good:
+                for gaussian, residual in zip(self.gaussians, self.residuals(features), strict=True):
+                    gaussian.add(residual, count)
+                count += len(features[0])
+            for gaussian in self.gaussians:
+                gaussian.solve()
+        super().finish(good)
+
+    def residuals(self, features: Features) -> list[Tensor]:
+        """FE(x) - AE(FE(x)) of every level, each (N, C, H, W)."""
+        levels = self._levels(features)
+        return [level - out for level, out in zip(levels, self.autoencoder(levels), strict=True)]
+
+    def score(self, features: Features) -> Scores[Tensor]:
+        """Equation 2, or its whitened form averaged over the levels."""
+        residuals = self.residuals(features)
+        if self.gaussians:
+            maps = [gaussian(residual) for gaussian, residual in zip(self.gaussians, residuals, strict=True)]
+        else:
+            maps = [residual.square().sum(1, keepdim=True).sqrt() for residual in residuals]
+        anomaly_map = torch.stack([to_side(each, maps[0].shape[-1]) for each in maps]).mean(0)
+        return finish_scores(anomaly_map, self.config.size, self.config.top)
+
+    def _levels(self, features: Features) -> list[Tensor]:
+        levels = self._align(features)
+        return [norm(level) for norm, level in zip(self.norms, levels, strict=True)] if self.norms else levels
+
+    def _align(self, features: Features) -> list[Tensor]:
+        if self.config.grid:
+            return [torch.cat([to_side(level, self.config.grid) for level in features], 1)]
+        if self.config.join and len(features) > 1:
+            pairs = pairwise(features)
+            return [torch.cat([to_side(fine, coarse.shape[-1]), coarse], 1) for fine, coarse in pairs]
+        return list(features)

@@ -1,0 +1,279 @@
+"""A model folder on disk: written whole or not at all, read only if every byte is what was written.
+
+Writing fills a hidden sibling (`.NAME.partial-*`), flushes it to the disk and renames it. A folder cannot be renamed
+over another one, so where NAME exists it is first renamed to `.NAME.old-*`, and deleted at the very end. A crash leaves
+
+- before the first rename: the old model; the partial sibling is deleted by a later `staging` once it is a day old,
+- between the two renames, an instant: both models whole under hidden names and none as NAME; `open_folder` says so,
+  and the next `staging` or `recover` gives the old one its name back,
+- after the second rename: the new model; the next `staging` deletes what is left of the old one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import file_digest, sha256
+from pathlib import Path
+
+from makel.errors import ModelFolderError
+from makel.model.manifest import MANIFEST_NAME, Draft, Manifest
+
+_ABANDONED_S = 24 * 3600
+"""A partial sibling this old belongs to no running fit."""
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """A model folder that `open_folder` has checked.
+
+    Attributes:
+        path: The folder.
+        manifest: Its `model.json`.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file, checked as they are read: nothing can change between the check and the use.
+
+        Args:
+            name: A key of `manifest.files`.
+
+        Raises:
+            ModelFolderError: The file is not part of the model, cannot be read, or was changed.
+        """
+        expected = self.manifest.files.get(name)
+        if expected is None:
+            raise ModelFolderError(f"{self.path / name} is not a file of model {self.manifest.model_id}")
+        data = _bytes(self.path / name)
+        if sha256(data).hexdigest() != expected:
+            raise _changed(self.path / name)
+        return data
+
+
+def open_folder(path: str | os.PathLike[str], *, verify: bool = True) -> ModelFolder:
+    """Read a model folder's manifest and check the folder against it.
+
+    Args:
+        path: The model folder.
+        verify: Hash every file. Without it only the names are checked here; `ModelFolder.read` hashes in any case.
+
+    Returns:
+        The checked folder.
+
+    Raises:
+        ModelFolderError: It is no model folder, or a file is missing, changed, extra, a link or unreadable; the message
+            names it.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ModelFolderError(_why_absent(folder))
+    if not (folder / MANIFEST_NAME).is_file():
+        raise ModelFolderError(f"{folder} is not a model folder: it holds no {MANIFEST_NAME}")
+    manifest = Manifest.from_bytes(_bytes(folder / MANIFEST_NAME), folder / MANIFEST_NAME)
+    found = set(_files(folder)) - {MANIFEST_NAME}
+    if missing := sorted(set(manifest.files) - found):
+        raise ModelFolderError(f"{folder / missing[0]} is missing: restore the folder from a good copy, or fit again")
+    if extra := sorted(found - set(manifest.files)):
+        raise ModelFolderError(f"{folder / extra[0]} is no part of this model: move it out of the model folder")
+    if verify:
+        for name, expected in manifest.files.items():
+            if _hash(folder / name) != expected:
+                raise _changed(folder / name)
+    return ModelFolder(folder, manifest)
+
+
+@contextmanager
+def staging(target: Path) -> Iterator[Path]:
+    """An empty hidden folder beside `target`, on the same disk, to fill and then hand to `write`.
+
+    What is still there when the block ends is deleted, so an error or Ctrl-C leaves nothing behind.
+
+    Args:
+        target: Where the model folder is to be. Its parents are made.
+
+    Raises:
+        ModelFolderError: `target` cannot be written, or exists and is not a model folder; said here, before hours of
+            fitting.
+    """
+    target = target.resolve()
+    stage = _sibling(target, "partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        recover(target)
+        check_target(target)
+        stage.mkdir()
+    except OSError as error:
+        raise ModelFolderError(f"{target} cannot be written: {error.strerror}") from error
+    try:
+        yield stage
+    finally:
+        if stage.exists():
+            shutil.rmtree(stage)
+
+
+def write(target: Path, stage: Path, draft: Draft) -> Manifest:
+    """Seal a filled staging folder and make it the model folder.
+
+    Args:
+        target: Where the model folder is to be; an existing model folder is replaced.
+        stage: From `staging(target)`, filled with every file but `model.json`. Gone afterwards.
+        draft: What is known about the model.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        ModelFolderError: `target` exists and is not a model folder.
+    """
+    target = target.resolve()
+    check_target(target)
+    manifest = Manifest.seal(draft, {name: _hash(stage / name) for name in _files(stage)})
+    (stage / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+    _flush(stage)
+    old = _sibling(target, "old")
+    try:
+        if target.exists():
+            target.rename(old)
+        stage.rename(target)
+    except BaseException as error:  # Ctrl-C between the two renames as well
+        if old.exists() and not target.exists():
+            old.rename(target)
+        if isinstance(error, OSError):
+            message = f"{target} cannot be replaced ({error.strerror}): close what has its files open"
+            raise ModelFolderError(message) from error
+        raise
+    _flush_directory(target.parent)
+    # The new model stands. A file of the old one that another process holds open (Windows) must not undo that: what is
+    # left goes with the next `staging`.
+    shutil.rmtree(old, ignore_errors=True)
+    return manifest
+
+
+def check_target(target: Path) -> None:
+    """Refuse a target that replacing would take something from that makel did not write.
+
+    Raises:
+        ModelFolderError: `target` is a file, or a folder that is not empty and not a model folder, or holds
+            files the model does not list.
+    """
+    if not target.exists():
+        return
+    if not target.is_dir():
+        raise ModelFolderError(f"{target} is a file: give a folder for the model")
+    if not any(target.iterdir()):
+        return
+    if others := sorted(set(_files(target)) - _written_files(target)):
+        raise ModelFolderError(
+            f"{target} holds {others[0]}, which is no part of a model: nothing is deleted that makel did not write. "
+            "Give another folder, or move it away"
+        )
+
+
+def recover(target: Path) -> None:
+    """Finish or undo a replacement that a crash cut short, and delete what dead fits left beside `target`."""
+    for old in _siblings(target, "old"):
+        # Deleting starts only when the new model stands, so an old one with a file missing is no longer wanted.
+        if not target.exists() and set(_files(old)) == _written_files(old):
+            old.rename(target)
+        else:
+            shutil.rmtree(old, ignore_errors=True)  # may still be held open; the next call tries again
+    for stage in _siblings(target, "partial"):
+        if time.time() - stage.stat().st_mtime > _ABANDONED_S:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+def _written_files(folder: Path) -> set[str]:
+    """The files that makel wrote into a folder, by its manifest; none where the manifest is not makel's.
+
+    The manifest may be damaged or of another schema: the point is only to tell a model folder from somebody's data.
+    """
+    try:
+        data = json.loads(_bytes(folder / MANIFEST_NAME))
+    except (ValueError, ModelFolderError):
+        return set()
+    if not isinstance(data, dict) or "makel_version" not in data or not isinstance(data.get("files"), dict):
+        return set()
+    return {MANIFEST_NAME, *data["files"]}
+
+
+def _files(folder: Path, prefix: str = "") -> Iterator[str]:
+    """Relative paths, with forward slashes, of every file below; links, FIFOs and devices are refused unopened."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise ModelFolderError(f"{folder} cannot be read: {error.strerror}") from error
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            yield from _files(folder / entry.name, f"{prefix}{entry.name}/")
+        elif entry.is_file(follow_symlinks=False):
+            yield f"{prefix}{entry.name}"
+        else:
+            raise ModelFolderError(f"{entry.path} is a link or a special file: a model folder holds plain files only")
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelFolderError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _hash(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelFolderError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def _changed(path: Path) -> ModelFolderError:
+    return ModelFolderError(
+        f"{path} was changed after fitting: its SHA-256 is not the one in {MANIFEST_NAME}. "
+        "Restore the folder from a good copy, or fit again"
+    )
+
+
+def _why_absent(folder: Path) -> str:
+    if folder.exists():
+        return f"{folder} is a file: give the model folder that `makel fit` wrote"
+    if old := _siblings(folder.resolve(), "old"):
+        return f"{folder} was being replaced when the machine stopped; rename {old[0]} to {folder.name}, or fit again"
+    return f"{folder} does not exist: give the model folder that `makel fit` wrote"
+
+
+def _sibling(target: Path, use: str) -> Path:
+    # Not tempfile.mkdtemp: its mode 0700 would lock out the account that inspects.
+    return target.with_name(f".{target.name}.{use}-{secrets.token_hex(4)}")
+
+
+def _siblings(target: Path, use: str) -> list[Path]:
+    start = f".{target.name}.{use}-"
+    return sorted(path for path in target.parent.iterdir() if path.name.startswith(start) and path.is_dir())
+
+
+def _flush(folder: Path) -> None:
+    """Everything below `folder` to the disk, so that the rename can never be there before what it names."""
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with (Path(root) / name).open("rb+") as file:  # Windows flushes only what is open for writing
+                os.fsync(file.fileno())
+        _flush_directory(Path(root))
+
+
+def _flush_directory(folder: Path) -> None:
+    if os.name == "nt":  # a directory cannot be opened there; NTFS journals the rename itself
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

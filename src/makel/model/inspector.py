@@ -1,0 +1,205 @@
+"""From a model folder and an image to a verdict: the only way to one, on the line as in every measurement."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any, Self
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from makel.calibration import Calibration
+from makel.errors import ImageError, MakelError, ModelFolderError, UsageError
+from makel.images import decode_all, prepare, read, shown
+from makel.model.folder import ModelFolder, open_folder
+from makel.model.manifest import Manifest
+from makel.model.regions import find_regions
+from makel.model.session import Runner, open_session
+from makel.types import Scores, Verdict
+
+Image = str | os.PathLike[str] | NDArray[Any]
+"""A file, or (H, W), (H, W, 1) or (H, W, 3) RGB pixels: uint8, uint16, or float32 in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An image as the model takes it, and what the verdict needs of the original, which need not be kept."""
+
+    image: NDArray[np.float32]
+    height_px: int
+    width_px: int
+    name: str
+    prepare_s: float
+
+
+class Inspector:
+    """Inspects images with one model. It keeps nothing between calls, so several threads may share it.
+
+        inspector = makel.Inspector.load("models/toothbrush")
+        verdict = inspector.inspect("part.png")
+
+    Attributes:
+        folder: The model folder it was loaded from.
+    """
+
+    def __init__(self, folder: ModelFolder, runner: Runner) -> None:
+        """Use `load`; this takes a folder that is already open and what runs its model."""
+        self.folder = folder
+        self._runner = runner
+
+    @classmethod
+    def load(
+        cls, folder: str | os.PathLike[str], *, threads: int | None = None, provider: str = "cpu", verify: bool = True
+    ) -> Self:
+        """Open a model folder.
+
+        Args:
+            folder: What `makel fit` wrote.
+            threads: Threads an inspection uses at most; None for the cores this process may use, at most 4.
+            provider: "cpu", "cuda", "tensorrt" or "openvino".
+            verify: Hash every file first. Without it only the manifest and the model itself are checked.
+
+        Raises:
+            ModelFolderError: The folder is not a model folder, or something in it is not as it was written.
+            UsageError: The provider is not installed or does not start.
+        """
+        opened = open_folder(folder, verify=verify)
+        return cls(opened, open_session(opened, threads=threads, provider=provider))
+
+    @property
+    def manifest(self) -> Manifest:
+        """Everything known about the model."""
+        return self.folder.manifest
+
+    @property
+    def model_id(self) -> str:
+        """Which model this is; the same in every verdict."""
+        return self.manifest.model_id
+
+    @property
+    def calibration(self) -> Calibration:
+        """The thresholds, and what they promise."""
+        return self.manifest.calibration
+
+    def inspect(self, image: Image) -> Verdict:
+        """The verdict on one image.
+
+        Args:
+            image: A file or its pixels, of any size. A file is turned upright as its EXIF orientation says, and boxes
+                and map are in the pixels of the upright image.
+
+        Returns:
+            The verdict. It rests on the score alone: regions come from the pixel threshold, so a passed image may show
+            one and a rejected image none.
+
+        Raises:
+            ImageError: The image cannot be read, or is not of the kind the model was fitted on.
+            ModelFolderError: The model gives a number that is not finite.
+        """
+        if isinstance(image, (str, os.PathLike)):
+            prepared = self._prepare(read(image), shown(image))
+        else:
+            prepared = self._prepare(image, "image")
+        return self._judge([prepared])[0]
+
+    def inspect_all(
+        self, paths: Iterable[str | os.PathLike[str]], *, batch: int = 1, workers: int = 2
+    ) -> Iterator[tuple[Path, Verdict | MakelError]]:
+        """Verdicts on many files, in their order, decoding the next ones while the model runs.
+
+        Args:
+            paths: Image files.
+            batch: Images the model takes at once. Scores do not depend on it beyond `manifest.parity.score_tolerance`.
+            workers: Threads that decode.
+
+        Returns:
+            Each path with its verdict, or with the error that keeps this one image from having one. `elapsed_ms` of a
+            verdict holds its share of the batch.
+
+        Raises:
+            UsageError: `batch` or `workers` is below one.
+            ModelFolderError: The model gives a number that is not finite.
+        """
+        if batch < 1 or workers < 1:
+            raise UsageError(f"batch={batch} and workers={workers} must both be at least 1")
+        return self._inspect_all(map(Path, paths), batch, workers)
+
+    def scores(self, images: NDArray[np.float32]) -> Scores[NDArray[np.float32]]:
+        """Raw scores of prepared images, for measurements at the model's own size.
+
+        Args:
+            images: (N, 3, H, W) float32 RGB in [0, 1] from `makel.images.prepare`.
+
+        Returns:
+            image (N,) and anomaly_map (N, 1, H, W), float32.
+        """
+        return self._runner.run(images)
+
+    def _inspect_all(
+        self, paths: Iterator[Path], batch: int, workers: int
+    ) -> Iterator[tuple[Path, Verdict | MakelError]]:
+        waiting: list[tuple[Path, _Prepared | MakelError]] = []
+        for path, pixels in decode_all(paths, workers=workers, ahead=workers + batch):
+            waiting.append((path, self._prepare_or_error(pixels, shown(path))))
+            if sum(isinstance(item, _Prepared) for _, item in waiting) == batch:
+                yield from self._judge_or_error(waiting)
+                waiting = []
+        yield from self._judge_or_error(waiting)
+
+    def _prepare_or_error(self, pixels: NDArray[Any] | ImageError, name: str) -> _Prepared | MakelError:
+        if isinstance(pixels, ImageError):
+            return pixels
+        try:
+            return self._prepare(pixels, name)
+        except ImageError as error:
+            return error
+
+    def _judge_or_error(
+        self, waiting: list[tuple[Path, _Prepared | MakelError]]
+    ) -> Iterator[tuple[Path, Verdict | MakelError]]:
+        verdicts = iter(self._judge([item for _, item in waiting if isinstance(item, _Prepared)]))
+        for path, item in waiting:
+            yield path, item if isinstance(item, MakelError) else next(verdicts)
+
+    def _prepare(self, pixels: NDArray[Any], name: str) -> _Prepared:
+        started = perf_counter()
+        image = prepare(pixels, self.manifest.preprocessing, name=name)
+        return _Prepared(image, pixels.shape[0], pixels.shape[1], name, perf_counter() - started)
+
+    def _judge(self, batch: list[_Prepared]) -> list[Verdict]:
+        if not batch:
+            return []
+        started = perf_counter()
+        scores = self._runner.run(np.stack([prepared.image for prepared in batch]))
+        run_s = (perf_counter() - started) / len(batch)
+        return [
+            self._verdict(prepared, run_s, float(score), anomaly_map[0])
+            for prepared, score, anomaly_map in zip(batch, scores.image, scores.anomaly_map, strict=True)
+        ]
+
+    def _verdict(self, prepared: _Prepared, run_s: float, score: float, small: NDArray[np.float32]) -> Verdict:
+        started = perf_counter()
+        # NaN is not above any threshold: it would pass.
+        if not (np.isfinite(score) and np.isfinite(small).all()):
+            raise ModelFolderError(
+                f"{self.folder.path} gives {prepared.name} a score or map that is not finite: its network is broken, "
+                "fit again"
+            )
+        size = (prepared.width_px, prepared.height_px)
+        anomaly_map = np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_LINEAR), np.float32)
+        regions = find_regions(anomaly_map, self.calibration.pixel_threshold)
+        return Verdict(
+            verdict="reject" if score > self.calibration.image_threshold else "pass",
+            score=score,
+            threshold=self.calibration.image_threshold,
+            p_value=self.calibration.p_value(score),
+            regions=regions,
+            anomaly_map=anomaly_map,
+            model_id=self.model_id,
+            elapsed_ms=1000 * (prepared.prepare_s + run_s + perf_counter() - started),
+        )

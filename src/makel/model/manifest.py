@@ -1,0 +1,265 @@
+"""`model.json`: everything that is known about a model, in one file whose bytes can be written in one way only.
+
+The file is canonical JSON (sorted keys, two spaces, ASCII, no NaN, a newline at the end), it holds the SHA-256 of every
+other file of the folder, and `model_id` is the SHA-256 of the rest of it. Reading writes it again and compares: a
+changed space, a repeated key or a "1.50" for "1.5" is a changed file.
+"""
+
+from __future__ import annotations
+
+import json
+import pkgutil
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
+
+import makel
+from makel.calibration import Calibration
+from makel.errors import MakelError, ModelFolderError
+from makel.images import Preparation
+
+SCHEMA_VERSION: Literal[1] = 1
+MANIFEST_NAME = "model.json"
+ONNX_NAME = "model.onnx"
+WEIGHTS_NAME = "weights.safetensors"
+
+Runtime = Literal["onnx", "torch"]
+RUNS: dict[Runtime, str] = {"onnx": ONNX_NAME, "torch": WEIGHTS_NAME}
+"""What each runtime loads; a folder without that file is no model."""
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+# One spelling on every system: no drive, no backslash, no way up, nothing hidden.
+RelativePath = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*$")
+]
+
+
+class Section(BaseModel):
+    """Base of every part of the manifest: frozen, no unknown keys, finite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Method(Section):
+    """How the model was fitted.
+
+    Attributes:
+        name: A module name in `makel.methods`.
+        preset: The preset the config started from.
+        config: Every setting, resolved; plain JSON values.
+    """
+
+    name: str
+    preset: str
+    config: dict[str, Any]
+
+    @field_validator("name")
+    @classmethod
+    def _must_be_installed(cls, name: str) -> str:
+        if name not in method_names():
+            raise ValueError(f"method {name!r} is none of {', '.join(method_names())}")
+        return name
+
+    @field_validator("config")
+    @classmethod
+    def _as_read_back(cls, config: dict[str, Any]) -> dict[str, Any]:
+        # Tuples become lists now, so that a manifest equals itself after a round trip.
+        as_json: dict[str, Any] = json.loads(json.dumps(config, allow_nan=False))
+        return as_json
+
+
+class Backbone(Section):
+    """The frozen network the features come from.
+
+    Attributes:
+        name: timm's or makel's short name.
+        licence: SPDX identifier, or the licence's own words.
+        weights_sha256: SHA-256 of the weights file.
+        source: Where the weights came from.
+        blocks: The blocks whose features are used, 1 is the finest.
+    """
+
+    name: str
+    licence: str
+    weights_sha256: Sha256
+    source: str
+    blocks: tuple[int, ...]
+
+
+class Provenance(Section):
+    """What the model was fitted on, where and when.
+
+    Attributes:
+        data_name: Name of the dataset.
+        data_digest: `makel.datasets.digest` of the good images.
+        n_fit: Number of good images fitted on.
+        n_calibrate: Number of good images the thresholds come from.
+        seed: The seed of everything random.
+        created: UTC time, ISO 8601.
+        machine: Processor and system, in words.
+        versions: Package → version.
+        holdout: Names of the held-out good images, relative to the dataset; empty where every image was used in turn.
+    """
+
+    data_name: str
+    data_digest: str
+    n_fit: int = Field(ge=1)
+    n_calibrate: int = Field(ge=1)
+    seed: int
+    created: str
+    machine: str
+    versions: dict[str, str]
+    holdout: tuple[str, ...] = ()
+
+
+class Fit(Section):
+    """How fitting went.
+
+    Attributes:
+        seconds: Stage → wall time in seconds.
+        epochs: Passes made; 0 for closed-form methods.
+        final_loss: Loss of the last epoch; None for closed-form methods.
+        warnings: What went wrong without ending the fit, such as a network that collapsed; one line each.
+    """
+
+    seconds: dict[str, float]
+    epochs: int = 0
+    final_loss: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+class Parity(Section):
+    """How closely the exported model follows the trained one, on held-out images.
+
+    Attributes:
+        score_tolerance: Largest allowed difference of an image score, in units of score. It also bounds what batch
+            size, order and machine may change.
+        map_tolerance: The same for every value of an anomaly map.
+        worst_score_difference: Largest difference found.
+        worst_map_difference: The same for the maps.
+        n_images: Number of images compared.
+    """
+
+    score_tolerance: float = Field(gt=0)
+    map_tolerance: float = Field(gt=0)
+    worst_score_difference: float = Field(ge=0)
+    worst_map_difference: float = Field(ge=0)
+    n_images: int = Field(ge=1)
+
+
+class Draft(Section):
+    """Everything about a model but its files: what fitting knows. `folder.write` makes a `Manifest` of it.
+
+    Attributes:
+        makel_version: The makel that fitted the model.
+        method: How it was fitted.
+        preprocessing: What `images.prepare` does to an image before the model sees it.
+        backbone: Where the features come from; None for a method that needs none.
+        calibration: Thresholds, and the scores they come from.
+        provenance: What it was fitted on, where and when.
+        fit: How fitting went.
+        parity: How closely the exported model follows the trained one.
+        runtime: What runs it: ONNX Runtime, or PyTorch where scoring needs gradients. Another value is another branch
+            in `session.open_session`.
+        schema_version: Version of this layout.
+    """
+
+    makel_version: str = Field(default_factory=lambda: makel.__version__)
+    method: Method
+    preprocessing: Preparation
+    backbone: Backbone | None
+    calibration: Calibration
+    provenance: Provenance
+    fit: Fit
+    parity: Parity
+    runtime: Runtime = "onnx"
+    schema_version: Literal[1] = SCHEMA_VERSION
+
+
+class Manifest(Draft):
+    """A model folder's `model.json`.
+
+    Attributes:
+        files: Every other file of the folder, relative with forward slashes, and its SHA-256.
+        model_id: First 16 hexadecimal digits of the SHA-256 of the canonical JSON of everything else here.
+    """
+
+    files: dict[RelativePath, Sha256]
+    model_id: str
+
+    @field_validator("files")
+    @classmethod
+    def _must_hold_the_model(cls, files: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        # Without a valid runtime, which is its own error, there is nothing to look for.
+        needed = RUNS.get(info.data.get("runtime", ""), MANIFEST_NAME)
+        if needed not in files or MANIFEST_NAME in files:
+            raise ValueError(f"files must list {needed} and not {MANIFEST_NAME}")
+        return files
+
+    @classmethod
+    def seal(cls, draft: Draft, files: dict[str, str]) -> Self:
+        """The manifest of a draft and the SHA-256 of each file beside it."""
+        unsigned = cls(**{name: getattr(draft, name) for name in Draft.model_fields}, files=files, model_id="")
+        return unsigned.model_copy(update={"model_id": unsigned.compute_id()})
+
+    def compute_id(self) -> str:
+        """What `model_id` has to be."""
+        return sha256(_canonical(self.model_dump(mode="json", exclude={"model_id"}))).hexdigest()[:16]
+
+    def to_bytes(self) -> bytes:
+        """The one way to write this manifest."""
+        return _canonical(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_bytes(cls, data: bytes, path: Path) -> Self:
+        """The manifest in a file's bytes.
+
+        Args:
+            data: What `model.json` holds.
+            path: Where it was read; for messages only.
+
+        Raises:
+            ModelFolderError: It is not a manifest, is of another schema, or differs by a byte from how makel writes it.
+        """
+        try:
+            raw = json.loads(data)
+        except ValueError as error:
+            raise ModelFolderError(f"{path} was damaged or changed: it is not JSON ({error})") from error
+        version = raw.get("schema_version") if isinstance(raw, dict) else None
+        if version != SCHEMA_VERSION:
+            raise ModelFolderError(
+                f"{path} has schema version {version!r}, this makel ({makel.__version__}) reads {SCHEMA_VERSION}: "
+                "use the makel that wrote it, or fit again"
+            )
+        try:
+            manifest = cls.model_validate(raw)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ModelFolderError(f"{path} was damaged or changed: {where}: {first['msg']}") from error
+        except MakelError as error:
+            raise ModelFolderError(f"{path} was damaged or changed: {error}") from error
+        if manifest.to_bytes() != data or manifest.compute_id() != manifest.model_id:
+            raise ModelFolderError(
+                f"{path} was changed after fitting: it does not match its own model_id {manifest.model_id!r}; "
+                "restore the folder from a good copy, or fit again"
+            )
+        return manifest
+
+
+def method_names() -> tuple[str, ...]:
+    """The methods a model folder may name: the public modules of `makel/methods`, listed and not imported.
+
+    Modules whose name ends in "layers" hold what methods share.
+
+    It lives here and not in `makel.methods` because inspecting must not depend on fitting.
+    """
+    folders = [str(Path(root) / "methods") for root in makel.__path__]
+    names = (module.name for module in pkgutil.iter_modules(folders))
+    return tuple(sorted(name for name in names if not name.startswith("_") and not name.endswith("layers")))
+
+
+def _canonical(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, sort_keys=True, indent=2, allow_nan=False).encode("ascii") + b"\n"

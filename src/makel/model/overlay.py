@@ -1,0 +1,170 @@
+"""Pictures of a verdict: the heat over the image for people, and the mask for machines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from makel.types import Verdict
+
+_SIDE_PX = (512, 2048)
+"""The longer side of an overlay is brought into this range: lines and letters stay readable, files stay small."""
+
+_CAPTION_PX = 320
+"""Below this width a caption cannot be read; a narrower picture gets a black margin."""
+
+_CLEAR, _FULL = 0.6, 6.0
+"""Heat starts at 60 % of the way from the image's background to the pixel threshold, and is full at six times it."""
+
+_OPACITY = 0.5
+_SHADES = (0.3, 0.9)
+"""The part of the colour map in use: its near-black start would darken, its pale end would hide what lies below."""
+
+_OUTLINE = (255, 255, 255)
+_COLOURS = {"pass": (46, 125, 50), "reject": (198, 40, 40)}
+
+
+def draw(
+    image: NDArray[Any], verdict: Verdict, pixel_threshold: float, *, white_level: int | None = None
+) -> NDArray[np.uint8]:
+    """The image with heat where the map comes near the pixel threshold or above, outlined regions, and a caption.
+
+    Args:
+        image: (H, W), (H, W, 1) or (H, W, 3) RGB; uint8, uint16, or float32 in [0, 1]. Not changed.
+        verdict: What was said of this image.
+        pixel_threshold: The level its regions exceed: `calibration.pixel_threshold`.
+        white_level: The value of `image` to show as white; None for 255, the brightest pixel of a 16-bit image, or 1.0.
+
+    Returns:
+        (h, w, 3) uint8 RGB, not larger than 2048 px, with the caption below the picture.
+    """
+    shown = _shown(image, white_level)
+    size = (shown.shape[1], shown.shape[0])
+    anomaly_map = np.asarray(cv2.resize(verdict.anomaly_map, size, interpolation=cv2.INTER_LINEAR), np.float32)
+    level = _level(anomaly_map, pixel_threshold)
+    # Inferno is perceptually uniform: equal steps of heat look like equal steps.
+    index = np.rint(255 * (_SHADES[0] + (_SHADES[1] - _SHADES[0]) * level)).astype(np.uint8)
+    heat = cv2.cvtColor(cv2.applyColorMap(index, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    opacity = (_OPACITY * np.sqrt(level))[..., None]
+    picture = np.rint(shown * (1 - opacity) + heat * opacity).astype(np.uint8)
+    above = mask(anomaly_map, pixel_threshold)
+    outlines, _ = cv2.findContours(above, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    width_px = max(1, round(max(size) / 500))
+    cv2.drawContours(picture, outlines, -1, (0, 0, 0), width_px + 2, cv2.LINE_AA)
+    cv2.drawContours(picture, outlines, -1, _OUTLINE, width_px, cv2.LINE_AA)
+    caption = _caption(verdict, max(size[0], _CAPTION_PX))
+    return np.concatenate([np.pad(picture, ((0, 0), (0, caption.shape[1] - size[0]), (0, 0))), caption])
+
+
+def mask(anomaly_map: NDArray[np.float32], pixel_threshold: float) -> NDArray[np.uint8]:
+    """(H, W) uint8: 255 where the map exceeds the threshold, 0 elsewhere."""
+    return np.where(anomaly_map > pixel_threshold, np.uint8(255), np.uint8(0))
+
+
+def write(
+    out: Path,
+    name: str,
+    image: NDArray[Any],
+    verdict: Verdict,
+    pixel_threshold: float,
+    *,
+    white_level: int | None = None,
+) -> tuple[Path, Path]:
+    """Write `NAME_overlay.png`, and `NAME_mask.png` at the image's own size.
+
+    Args:
+        out: Folder; made where absent.
+        name: From `names`; may hold folders.
+        image: See `draw`.
+        verdict: See `draw`.
+        pixel_threshold: See `draw`.
+        white_level: See `draw`.
+
+    Returns:
+        The paths of overlay and mask.
+
+    Raises:
+        OSError: The files cannot be written.
+    """
+    paths = (out / f"{name}_overlay.png", out / f"{name}_mask.png")
+    overlay = draw(image, verdict, pixel_threshold, white_level=white_level)
+    paths[0].parent.mkdir(parents=True, exist_ok=True)
+    for path, pixels in zip(paths, (overlay[..., ::-1], mask(verdict.anomaly_map, pixel_threshold)), strict=True):
+        # Encoded first: cv2.imwrite takes no non-ASCII path on Windows, and only returns False when it fails.
+        path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    return paths
+
+
+def names(paths: Sequence[Path]) -> list[str]:
+    """A name for the pictures of each path, without suffix; different files never share one.
+
+    It is the path below the folder that all have in common, so that "a/1.png" and "b/1.png" stay apart. Where that is
+    not enough ("1.png" beside "1.jpg"; "A.png" beside "a.png", which some disks cannot tell apart), the suffix stays,
+    and then a number is added.
+    """
+    absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would rename links
+    folders = zip(*(path.parts[:-1] for path in absolute), strict=False)
+    common = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, folders))
+    given: dict[Path, str] = {}
+    taken: set[str] = set()
+    for path in absolute:
+        if path in given:
+            continue
+        folder = "/".join(part.strip(":/\\") for part in path.parts[common:-1])
+        start = f"{folder}/" if folder else ""
+        candidates = (
+            start + end for end in (path.stem, path.name, *(f"{path.name}-{i}" for i in range(2, len(absolute) + 2)))
+        )
+        given[path] = next(name for name in candidates if name.casefold() not in taken)
+        taken.add(given[path].casefold())
+    return [given[path] for path in absolute]
+
+
+def _shown(image: NDArray[Any], white_level: int | None) -> NDArray[np.float32]:
+    """(h, w, 3) float32 in [0, 255], in display size."""
+    longest = max(image.shape[:2])
+    scale = min(max(longest, _SIDE_PX[0]), _SIDE_PX[1]) / longest
+    if scale != 1:
+        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        # Enlarged without smoothing: a person should see the pixels that the camera gave.
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    if white_level is None:
+        white_level = 255 if image.dtype == np.uint8 else max(1, int(image.max()))
+    grey = image.reshape(*image.shape[:2], -1).astype(np.float32) * (255 / white_level)
+    return np.broadcast_to(np.clip(grey, 0, 255), (*image.shape[:2], 3))
+
+
+def _level(anomaly_map: NDArray[np.float32], pixel_threshold: float) -> NDArray[np.float32]:
+    """Heat in [0, 1]: 0 on the background, rising through the pixel threshold with the logarithm of the excess."""
+    # Scores have no natural zero, so the image's median stands for the background.
+    background = float(np.median(anomaly_map))
+    if background >= pixel_threshold:
+        return (anomaly_map > pixel_threshold).astype(np.float32)  # no background left to be relative to
+    progress = (anomaly_map - background) / (pixel_threshold - background)
+    level = np.log(np.maximum(progress, _CLEAR) / _CLEAR) / np.log(_FULL / _CLEAR)
+    return np.asarray(np.clip(level, 0, 1), np.float32)
+
+
+def _caption(verdict: Verdict, width_px: int) -> NDArray[np.uint8]:
+    """(h, width_px, 3) uint8: the verdict and its numbers in a band."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    text = (
+        f"{verdict.verdict.upper()}   score {verdict.score:.4g}   threshold {verdict.threshold:.4g}   "
+        f"p = {verdict.p_value:.3g}"
+    )
+    font_px = max(10, width_px // 36)
+    font = ImageFont.load_default(font_px)
+    fits = (width_px - 2 * font_px) / font.getlength(text)
+    if fits < 1:
+        font = ImageFont.load_default(font_px * fits)
+    band = Image.new("RGB", (width_px, 2 * font_px), _COLOURS[verdict.verdict])
+    ImageDraw.Draw(band).text((font_px, font_px), text, fill="white", font=font, anchor="lm")
+    return np.asarray(band)

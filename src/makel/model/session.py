@@ -1,0 +1,186 @@
+"""Runs a model: prepared images in, raw scores out. One session a model; its threads sleep when there is no work."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Protocol
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from makel.errors import MissingExtraError, ModelFolderError, UsageError
+from makel.model.folder import ModelFolder
+from makel.model.manifest import ONNX_NAME
+from makel.types import Scores
+
+PROVIDERS = {
+    # name: (ONNX Runtime's name, the package that has it)
+    "cpu": ("CPUExecutionProvider", "onnxruntime"),
+    "cuda": ("CUDAExecutionProvider", "onnxruntime-gpu"),
+    "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
+    "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
+}
+
+_MAX_DEFAULT_THREADS = 4
+"""More gain little on one 256 px image, and take cores from the camera."""
+
+
+class Runner(Protocol):
+    """What turns prepared images into raw scores."""
+
+    def run(self, images: NDArray[np.float32]) -> Scores[NDArray[np.float32]]:
+        """Raw scores of (N, 3, H, W) float32 RGB images in [0, 1], any N."""
+        ...
+
+
+class Session:
+    """An ONNX model in ONNX Runtime. `run` may be called from several threads at once.
+
+    Attributes:
+        provider: What it runs on, a key of `PROVIDERS`.
+        threads: Threads a run uses at most.
+    """
+
+    def __init__(
+        self, model: bytes, *, name: str = ONNX_NAME, threads: int | None = None, provider: str = "cpu"
+    ) -> None:
+        """Load a model.
+
+        Args:
+            model: The ONNX file's bytes; not a path, so that what was hashed is what runs.
+            name: What to call the model in messages, such as its path.
+            threads: Threads a run uses at most; None for the cores this process may use, at most 4.
+            provider: A key of `PROVIDERS`.
+
+        Raises:
+            UsageError: The provider is unknown, not installed or does not start, or `threads` is below one.
+            ModelFolderError: ONNX Runtime cannot load the model, or it does not take images and give maps and scores.
+        """
+        self.provider = provider
+        self.threads = _default_threads() if threads is None else check_threads(threads)
+        wanted = _installed(provider)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        # Spinning threads fight for the cores of a busy PC: 9 ms became 400.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 3
+        try:
+            # Without fallback: otherwise a GPU that does not start prints a banner and becomes a CPU.
+            self._session = onnxruntime.InferenceSession(model, options, providers=wanted, enable_fallback=0)
+        except Exception as error:  # ONNX Runtime's errors share no base below Exception
+            reason = " ".join(str(error).split())
+            raise ModelFolderError(
+                f"{name} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {reason}"
+            ) from error
+        if self._session.get_providers()[0] != wanted[0]:
+            raise UsageError(
+                f"provider {provider!r} is installed but does not start on this machine: check its driver and "
+                "libraries, or use 'cpu'"
+            )
+        self._check_signature(name)
+
+    def run(self, images: NDArray[np.float32]) -> Scores[NDArray[np.float32]]:
+        """Raw scores of prepared images.
+
+        Args:
+            images: (N, 3, H, W) float32 RGB in [0, 1], any N.
+
+        Returns:
+            image (N,) and anomaly_map (N, 1, H, W), float32.
+
+        Raises:
+            UsageError: The array has another type or shape than the model takes.
+        """
+        check_images(images, self._session.get_inputs()[0].shape[1:])
+        score, anomaly_map = self._session.run(["score", "anomaly_map"], {"image": images})
+        return Scores(image=score, anomaly_map=anomaly_map)
+
+    def _check_signature(self, name: str) -> None:
+        inputs = {item.name: len(item.shape) for item in self._session.get_inputs()}
+        outputs = {item.name: len(item.shape) for item in self._session.get_outputs()}
+        if inputs != {"image": 4} or outputs != {"score": 1, "anomaly_map": 4}:
+            raise ModelFolderError(
+                f"{name} takes {inputs} and gives {outputs} (name: dimensions); expected image: 4 and score: 1, "
+                "anomaly_map: 4. It is no makel model: export it with `makel fit`"
+            )
+        batch = self._session.get_inputs()[0].shape[0]
+        if isinstance(batch, int):
+            raise ModelFolderError(f"{name} takes batches of {batch} only: export it with a dynamic batch size")
+
+
+def open_session(folder: ModelFolder, *, threads: int | None = None, provider: str = "cpu") -> Runner:
+    """What runs the model of a folder. The one place that looks at `manifest.runtime`.
+
+    Args:
+        folder: An opened model folder.
+        threads: See `Session`.
+        provider: See `Session`.
+
+    Returns:
+        The runner, from bytes that match the manifest's hash.
+
+    Raises:
+        ModelFolderError: The model was changed or cannot be loaded.
+        UsageError: The provider cannot be used.
+        MissingExtraError: The model runs in PyTorch, which is not installed.
+    """
+    match folder.manifest.runtime:
+        case "onnx":
+            return Session(
+                folder.read(ONNX_NAME), name=str(folder.path / ONNX_NAME), threads=threads, provider=provider
+            )
+        case "torch":
+            if find_spec("torch") is None:
+                method = folder.manifest.method.name
+                raise MissingExtraError(f"{folder.path} (method {method!r}, scored in PyTorch)", "fit")
+            # The one import of fitting here, and only for a model that cannot be scored without it.
+            from makel.training.torch_session import TorchSession
+
+            return TorchSession.open(folder, threads=threads, provider=provider)
+
+
+def check_images(images: NDArray[np.float32], shape: Sequence[int]) -> None:
+    """Refuse anything but float32 of (N, *shape).
+
+    Raises:
+        UsageError: It has another type or shape.
+    """
+    if images.dtype != np.float32 or images.ndim != 4 or images.shape[1:] != tuple(shape):
+        raise UsageError(
+            f"images must be float32 of shape (N, {', '.join(map(str, shape))}), but got {images.dtype} "
+            f"of shape {images.shape}: use makel.images.prepare"
+        )
+
+
+def check_threads(threads: int) -> int:
+    """`threads`, if a model can run on as many.
+
+    Raises:
+        UsageError: It is below one.
+    """
+    if threads < 1:
+        raise UsageError(f"{threads} threads cannot run a model: give at least 1")
+    return threads
+
+
+def _installed(provider: str) -> list[str]:
+    """The provider in ONNX Runtime's words, with the CPU for what it cannot do."""
+    if provider not in PROVIDERS:
+        raise UsageError(f"provider {provider!r} is not known: choose one of {', '.join(PROVIDERS)}")
+    wanted, package = PROVIDERS[provider]
+    if wanted not in onnxruntime.get_available_providers():
+        raise UsageError(
+            f"provider {provider!r} is not in the installed ONNX Runtime: "
+            f"pip uninstall onnxruntime, then pip install {package}"
+        )
+    return list(dict.fromkeys([wanted, PROVIDERS["cpu"][0]]))
+
+
+def _default_threads() -> int:
+    # A container or a service manager often leaves a process fewer cores than the machine has.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MAX_DEFAULT_THREADS, cores)

@@ -1,0 +1,138 @@
+"""From a fitted detector to one ONNX file, and the gate that compares the two on real images."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from makel.errors import ParityError
+from makel.model.manifest import Parity
+from makel.model.session import Runner
+from makel.training.detector import Detector
+from makel.types import Scores
+
+RELATIVE_TOLERANCE = 1e-3
+"""Allowed difference of a score between torch and ONNX Runtime, as a share of the typical good score. Sums over
+thousands of products in another order differ by about 1e-5; a wrong resize, pad or normalisation by far more."""
+
+
+class _Outputs(nn.Module):
+    """The detector with its scores as a plain tuple, which is what an ONNX graph can return."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        scores = self.detector(image)
+        return scores.image, scores.anomaly_map
+
+
+def export_onnx(detector: Detector, path: Path) -> None:
+    """Write a fitted detector as one ONNX file: image (N, 3, size, size) → score (N,), anomaly_map (N, 1, size, size).
+
+    Args:
+        detector: Fitted, in eval mode. It is moved to the CPU and stays there.
+        path: The file to write. Weights are inside; the batch size is dynamic.
+
+    Raises:
+        TrainingError: The detector is not fitted.
+    """
+    detector.require_fitted()
+    detector.cpu().eval()
+    size = detector.config.size
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    with warnings.catch_warnings(), torch.no_grad():
+        # The exporter's own deprecation notices and its advice on opsets are not the user's business.
+        warnings.simplefilter("ignore")
+        logger.setLevel(logging.ERROR)
+        try:
+            torch.onnx.export(
+                _Outputs(detector).eval(),
+                # Two images, since a one would be taken for a constant.
+                (torch.rand(2, 3, size, size),),
+                path,
+                dynamo=True,
+                external_data=False,
+                input_names=["image"],
+                output_names=["score", "anomaly_map"],
+                dynamic_shapes=({0: torch.export.Dim("n", min=1, max=1 << 16)},),
+                verbose=False,
+            )
+        finally:
+            logger.setLevel(level)
+
+
+def torch_scores(detector: Detector, images: NDArray[np.float32], batch: int = 8) -> Scores[NDArray[np.float32]]:
+    """Scores of (N, 3, H, W) float32 prepared images in torch, on the device the detector is on."""
+    device = next(detector.parameters()).device
+    maps, scores = [], []
+    with torch.no_grad():
+        for start in range(0, len(images), batch):
+            out = detector(torch.from_numpy(images[start : start + batch]).to(device))
+            scores.append(out.image.float().cpu().numpy())
+            maps.append(out.anomaly_map.float().cpu().numpy())
+    return Scores(image=np.concatenate(scores), anomaly_map=np.concatenate(maps))
+
+
+def check_parity(
+    images: NDArray[np.float32],
+    names: Sequence[str],
+    trained: Scores[NDArray[np.float32]],
+    exported: Runner,
+    threshold: float,
+) -> Parity:
+    """The gate: the exported model must score held-out real images as the trained one does.
+
+    Images go through the exported model one by one and all at once, so that a fixed batch size cannot pass.
+
+    Args:
+        images: (N, 3, H, W) float32 prepared images.
+        names: What to call each in a message.
+        trained: What torch gives for them.
+        exported: What runs the exported file.
+        threshold: The calibrated image threshold.
+
+    Returns:
+        The tolerances and the worst differences found.
+
+    Raises:
+        ParityError: A score or a map differs by more than the tolerance, or a verdict is another one.
+    """
+    single = [exported.run(image[None]) for image in images]
+    together = exported.run(images)
+    score_tolerance = RELATIVE_TOLERANCE * max(float(np.median(np.abs(trained.image))), 1e-6)
+    map_tolerance = 10 * RELATIVE_TOLERANCE * max(float(np.abs(trained.anomaly_map).mean()), 1e-6)
+    worst_score = worst_map = 0.0
+    for index, name in enumerate(names):
+        for got_score, got_map in (
+            (single[index].image[0], single[index].anomaly_map[0]),
+            (together.image[index], together.anomaly_map[index]),
+        ):
+            score = float(trained.image[index])
+            off, map_off = abs(float(got_score) - score), float(np.abs(got_map - trained.anomaly_map[index]).max())
+            flipped = (got_score > threshold) != (score > threshold) and abs(score - threshold) > score_tolerance
+            # Written so that NaN fails.
+            if flipped or not (off <= score_tolerance and map_off <= map_tolerance):
+                raise ParityError(
+                    f"the exported model scores {name} {float(got_score):.6g}, the trained one {score:.6g}, and their "
+                    f"maps differ by {map_off:.3g} (allowed: {score_tolerance:.3g} and {map_tolerance:.3g}"
+                    f"{', verdict flipped' if flipped else ''}): nothing was written. Report this with the versions "
+                    "of torch and onnxruntime"
+                )
+            worst_score, worst_map = max(worst_score, off), max(worst_map, map_off)
+    return Parity(
+        score_tolerance=score_tolerance,
+        map_tolerance=map_tolerance,
+        worst_score_difference=worst_score,
+        worst_map_difference=worst_map,
+        n_images=len(names),
+    )

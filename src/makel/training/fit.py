@@ -1,0 +1,401 @@
+"""From a folder of good images to a verified model folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from makel.calibration import calibrate as fit_calibration
+from makel.calibration import images_needed
+from makel.datasets import Dataset, digest, folds, load, split
+from makel.errors import DatasetError, ImageError, UsageError
+from makel.images import Preparation, decode_all
+from makel.methods import load as load_method
+from makel.model import folder as model_folder
+from makel.model import golden
+from makel.model.manifest import ONNX_NAME, WEIGHTS_NAME, Backbone, Draft, Fit, Manifest, Method, Provenance
+from makel.model.session import Runner, Session
+from makel.training import backbones
+from makel.training.detector import Detector, DetectorConfig
+from makel.training.export import check_parity, export_onnx, torch_scores
+from makel.training.features import FeatureCache, Progress, extract
+from makel.training.loop import Checkpoint, train
+from makel.training.torch_session import TorchSession
+from makel.types import Sample
+
+N_GOLDEN = 4
+N_PARITY = 32
+"""Held-out images the gate compares at most."""
+
+N_FOLDS = 5
+
+Scheme = Literal["holdout", "cross"]
+
+
+@dataclass(frozen=True)
+class FitSummary:
+    """What fitting did.
+
+    Attributes:
+        path: The model folder.
+        manifest: Its manifest.
+        unreadable: Good images that could not be read and were left out, one line each.
+    """
+
+    path: Path
+    manifest: Manifest
+    unreadable: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values: seconds a stage, images, threshold and what false-reject rate is promised."""
+        calibration, provenance = self.manifest.calibration, self.manifest.provenance
+        return {
+            "model": str(self.path),
+            "model_id": self.manifest.model_id,
+            "method": self.manifest.method.name,
+            "preset": self.manifest.method.preset,
+            "n_fit": provenance.n_fit,
+            "n_calibrate": provenance.n_calibrate,
+            "unreadable": list(self.unreadable),
+            "threshold": calibration.image_threshold,
+            "requested_false_reject": calibration.requested_false_reject,
+            "promised_false_reject": calibration.promised_false_reject,
+            "seconds": self.manifest.fit.seconds,
+            "final_loss": self.manifest.fit.final_loss,
+            "warnings": list(self.manifest.fit.warnings),
+            "parity": self.manifest.parity.model_dump(),
+        }
+
+    def lines(self) -> list[str]:
+        """The same for a person."""
+        manifest = self.manifest
+        seconds = manifest.fit.seconds
+        stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
+        return [
+            *(f"left out: {line}" for line in self.unreadable),
+            *(f"warning: {line}" for line in manifest.fit.warnings),
+            f"model      {self.path} ({manifest.model_id})",
+            f"images     {manifest.provenance.n_fit} fitted on, {manifest.provenance.n_calibrate} for the threshold",
+            f"seconds    {seconds['total']:.1f} in all: {stages}",
+            f"threshold  {manifest.calibration.image_threshold:.4g}",
+            f"promise    {manifest.calibration.explain()}",
+        ]
+
+
+class Stopwatch:
+    """Wall time by stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._began = time.perf_counter()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block, added to what the stage took before."""
+        began = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+    def total(self) -> dict[str, float]:
+        """Seconds a stage and in all, to the millisecond."""
+        every = {**self.seconds, "total": time.perf_counter() - self._began}
+        return {name: round(value, 3) for name, value in every.items()}
+
+
+def fit(
+    data: str | os.PathLike[str] | Dataset,
+    out: str | os.PathLike[str],
+    *,
+    method: str = "skip_ae",
+    preset: str = "fast",
+    backbone: str | None = None,
+    blocks: Sequence[int] | None = None,
+    size: int | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    false_reject: float = 0.01,
+    calibrate: Scheme = "holdout",
+    holdout: float = 0.2,
+    seed: int = 0,
+    device: str = "auto",
+    resume: bool = False,
+    progress: Progress | None = None,
+) -> FitSummary:
+    """Learn from good images what a product looks like, and write a model folder.
+
+    Args:
+        data: A category in MVTec AD layout, any folder of good images, or a loaded dataset.
+        out: The model folder to write. An existing model folder is replaced, at the very end and in one step.
+        method: A name in `makel.methods.names()`.
+        preset: "fast" or "paper".
+        backbone: Overrides the preset's.
+        blocks: Overrides the preset's backbone blocks.
+        size: Overrides the preset's side of the square input image, in pixels.
+        epochs: Overrides the preset's passes over the images.
+        batch_size: Overrides the preset's images a training step.
+        false_reject: Share of good parts that may be rejected; the summary says whether the images can promise it.
+        calibrate: "holdout": thresholds from images kept out of the fit; "cross": from every image, each scored by a
+            model of a fold that did not see it, and the final model is fitted on all.
+        holdout: Share of the good images to hold out.
+        seed: Seed of everything random.
+        device: "auto", "cpu", "cuda" or "mps".
+        resume: Go on with an interrupted fit of the same images and settings.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        What was done, with the manifest of the model folder.
+
+    Raises:
+        UsageError: A setting cannot be used.
+        DatasetError: The images cannot be used.
+        WeightsError: The backbone's weights are missing.
+        TrainingError: A loss turned NaN.
+        ParityError: The exported model disagrees with the trained one; nothing was written.
+        ModelFolderError: `out` cannot be written.
+    """
+    progress = progress or (lambda _stage, _done, _total: None)
+    watch = Stopwatch()
+    target = Path(out).resolve()
+    detector_class = load_method(method)
+    given = {"backbone": backbone, "blocks": tuple(blocks) if blocks else None, "size": size, "epochs": epochs}
+    changes = {key: value for key, value in {**given, "batch_size": batch_size}.items() if value is not None}
+    config = detector_class.config_class.preset(preset, **changes)
+    where = choose_device(device)
+    images_needed(false_reject)  # refuses a budget that is none, before anything is spent
+
+    with model_folder.staging(target) as stage, _work_folder(target, resume) as work:
+        with watch.stage("data"):
+            dataset = data if isinstance(data, Dataset) else load(Path(data))
+            parts = split(dataset, holdout=0.0 if calibrate == "cross" else holdout, seed=seed)
+            to_fit = parts.fit
+            preparation = Preparation.of(decode_all(sample.image_path for sample in to_fit), size=config.size)
+        with watch.stage("backbone"):
+            detector = build_detector(detector_class, config, seed).to(where)
+        with watch.stage("features"):
+            extraction = extract(
+                detector,
+                [sample.image_path for sample in to_fit],
+                preparation,
+                device=where,
+                folder=work,
+                progress=progress,
+            )
+            fitted = set(extraction.paths)
+            to_fit = tuple(sample for sample in to_fit if sample.image_path in fitted)
+        with watch.stage("training"):
+            checkpoint = Checkpoint(work / "checkpoint.pt", _key(method, config, seed, to_fit))
+            history = train(
+                detector, extraction.cache, seed=seed, progress=progress, checkpoint=checkpoint, resume=resume
+            )
+        with watch.stage("export"):
+            save_file(_contiguous(detector.learned_state()), stage / WEIGHTS_NAME)
+            method_section = Method(name=method, preset=preset, config=asdict(config))
+            backbone_section = Backbone(**detector.backbone.to_json()) if detector.backbone else None
+            session = open_written(detector, method_section, backbone_section, stage)
+        with watch.stage("calibration"):
+            held_out = score_images(
+                session, to_fit[:N_PARITY] if calibrate == "cross" else parts.calibrate, preparation
+            )
+            if calibrate == "cross":
+                scores, peaks = cross_scores(detector_class, config, extraction.cache, to_fit, seed, progress)
+            else:
+                scores, peaks = held_out.scores, held_out.peaks
+            calibration = fit_calibration(scores, peaks, false_reject=false_reject, scheme=calibrate)
+        with watch.stage("gate"):
+            names = [path.name for path in held_out.paths[: len(held_out.images)]]
+            trained = torch_scores(detector, held_out.images)
+            parity = check_parity(held_out.images, names, trained, session, calibration.image_threshold)
+            quantised = golden.quantise(held_out.images[:N_GOLDEN])
+            golden.write(stage, quantised, session.run(golden.restore(quantised)))
+        (stage / "log.jsonl").write_text(history.to_jsonl(), encoding="utf-8")
+        draft = Draft(
+            method=method_section,
+            preprocessing=preparation,
+            backbone=backbone_section,
+            calibration=calibration,
+            provenance=Provenance(
+                data_name=dataset.name,
+                data_digest=digest(dataset.good),
+                n_fit=len(to_fit),
+                n_calibrate=calibration.n,
+                seed=seed,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+                machine=f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, {where.type}",
+                versions=_versions(),
+                holdout=() if calibrate == "cross" else tuple(_relative(path, dataset.root) for path in held_out.paths),
+            ),
+            fit=Fit(
+                seconds=watch.total(),
+                epochs=len(history.epochs),
+                final_loss=history.final_loss,
+                warnings=detector.warnings(history.epochs),
+            ),
+            parity=parity,
+            runtime="onnx" if detector.exports else "torch",
+        )
+        manifest = model_folder.write(target, stage, draft)
+        shutil.rmtree(work)
+    unreadable = (*extraction.unreadable, *held_out.unreadable)
+    return FitSummary(target, manifest, tuple(str(error) for error in unreadable))
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name: "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        UsageError: It is not there.
+    """
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(key for key in ("cuda", "mps", "cpu") if there[key]))
+    if not there.get(name, False):
+        found = ", ".join(key for key, here in there.items() if here)
+        raise UsageError(f"device {name!r} is not on this machine: choose auto, or one of {found}")
+    return torch.device(name)
+
+
+def build_detector(detector_class: type[Detector], config: DetectorConfig, seed: int) -> Detector:
+    """An unfitted detector with its frozen backbone; its trainable weights follow from the seed alone."""
+    backbone = backbones.build(config.backbone, config.blocks) if config.backbone else None
+    torch.manual_seed(seed)
+    return detector_class(config, backbone)
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Held-out good images as the exported model scores them.
+
+    Attributes:
+        paths: Those that could be read.
+        scores: (N,) image scores.
+        peaks: (N,) highest value of each map.
+        images: The first `N_PARITY` as prepared, (n, 3, H, W) float32.
+        unreadable: One error for each of the others.
+    """
+
+    paths: tuple[Path, ...]
+    scores: NDArray[np.float32]
+    peaks: NDArray[np.float32]
+    images: NDArray[np.float32]
+    unreadable: tuple[ImageError, ...]
+
+
+def open_written(detector: Detector, method: Method, backbone: Backbone | None, stage: Path) -> Runner:
+    """What will run the model of a folder, opened from what the folder is to hold.
+
+    Args:
+        detector: Fitted. If it exports, the ONNX file is written first; else its weights must be there.
+        method: Its name and settings as recorded.
+        backbone: Its backbone as recorded.
+        stage: The staging folder.
+    """
+    if not detector.exports:
+        weights, device = stage / WEIGHTS_NAME, next(detector.parameters()).device
+        return TorchSession.rebuild(method, backbone, weights.read_bytes(), name=str(weights), device=device)
+    export_onnx(detector, stage / ONNX_NAME)
+    return Session((stage / ONNX_NAME).read_bytes(), threads=torch.get_num_threads())
+
+
+def score_images(session: Runner, samples: Sequence[Sample], preparation: Preparation) -> Scored:
+    """Score images one by one, as they will be on the line, decoding in parallel.
+
+    Raises:
+        DatasetError: None of them can be read.
+    """
+    paths: list[Path] = []
+    scores: list[float] = []
+    peaks: list[float] = []
+    images: list[NDArray[np.float32]] = []
+    unreadable: list[ImageError] = []
+    for path, image in decode_all([sample.image_path for sample in samples], preparation=preparation):
+        if isinstance(image, ImageError):
+            unreadable.append(image)
+            continue
+        out = session.run(image[None])
+        paths.append(path)
+        scores.append(float(out.image[0]))
+        peaks.append(float(out.anomaly_map.max()))
+        if len(images) < N_PARITY:
+            images.append(image)
+    if not paths:
+        raise DatasetError(f"none of the {len(samples)} held-out good images can be read: {unreadable[0]}")
+    return Scored(
+        tuple(paths), np.array(scores, np.float32), np.array(peaks, np.float32), np.stack(images), tuple(unreadable)
+    )
+
+
+def cross_scores(
+    detector_class: type[Detector],
+    config: DetectorConfig,
+    cache: FeatureCache,
+    samples: Sequence[Sample],
+    seed: int,
+    progress: Progress,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Image scores and map peaks of all images, each from a model of a fold that did not see it.
+
+    Raises:
+        DatasetError: There are fewer than two images.
+    """
+    if len(cache) < 2:
+        raise DatasetError("cross calibration of one image is impossible: give at least 2 good images")
+    count = min(N_FOLDS, len(cache))
+    scores, peaks = np.empty(len(cache), np.float32), np.empty(len(cache), np.float32)
+    for number, left_out in enumerate(folds(samples, count, seed)):
+        detector = build_detector(detector_class, config, seed).to(cache.device)
+        rest = np.setdiff1d(np.arange(len(cache)), left_out)
+        train(detector, cache.subset(rest), seed=seed, progress=lambda *_: None)
+        with torch.no_grad():
+            for index in left_out:
+                out = detector.score(cache.batch([index]))
+                scores[index], peaks[index] = float(out.image), float(out.anomaly_map.max())
+        progress("cross-calibration", number + 1, count)
+    return scores, peaks
+
+
+@contextmanager
+def _work_folder(target: Path, resume: bool) -> Iterator[Path]:
+    """Where a fit keeps its checkpoint and a mapped cache until it is done: beside the model folder."""
+    work = target.with_name(f".{target.name}.resume")
+    if work.exists() and not resume:
+        shutil.rmtree(work)
+    work.mkdir(exist_ok=True)
+    try:
+        yield work
+    finally:
+        if work.exists() and not any(work.iterdir()):
+            work.rmdir()
+
+
+def _key(method: str, config: DetectorConfig, seed: int, samples: Sequence[Sample]) -> str:
+    facts = json.dumps([method, asdict(config), seed, digest(samples)], sort_keys=True)
+    return sha256(facts.encode()).hexdigest()
+
+
+def _contiguous(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.cpu().contiguous() for key, value in state.items()}
+
+
+def _relative(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else path.name
+
+
+def _versions() -> dict[str, str]:
+    names = ("makel", "torch", "timm", "onnx", "onnxruntime", "numpy", "opencv-python-headless", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

@@ -1,0 +1,116 @@
+"""Core types: the nouns every room of makel shares. All frozen; none knows about disks, networks or torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = TypeVar("Array")
+"""`numpy.ndarray` on the inspecting side, `torch.Tensor` on the fitting side."""
+
+Label = Literal["good", "defect"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image on disk and what is known about it.
+
+    Attributes:
+        image_path: The image file.
+        label: "good", "defect", or None where nobody said.
+        kind: The defect kind as the dataset names it ("scratch"); "good" for good images, "" where unknown.
+        mask_path: Ground-truth mask file of a defect (non-zero = defect), or None.
+    """
+
+    image_path: Path
+    label: Label | None = None
+    kind: str = ""
+    mask_path: Path | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images by use. `makel.datasets.split` builds it and refuses overlap and defects among the good.
+
+    Attributes:
+        fit: Good images the detector learns from.
+        calibrate: Held-out good images the thresholds come from.
+        test: Labelled images, never seen by fitting or calibration.
+    """
+
+    fit: tuple[Sample, ...]
+    calibrate: tuple[Sample, ...]
+    test: tuple[Sample, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scores(Generic[Array]):
+    """Raw scores of a batch: higher is worse; they depend on neither the batch nor any test set.
+
+    Attributes:
+        image: (N,) float32, one score an image.
+        anomaly_map: (N, 1, H, W) float32, the score of each position.
+    """
+
+    image: Array
+    anomaly_map: Array
+
+
+@dataclass(frozen=True)
+class Region:
+    """One connected area of the thresholded anomaly map, in pixels of the original image.
+
+    Attributes:
+        box_px: x0, y0, x1, y1; x1 and y1 are exclusive.
+        area_px: Number of pixels in the area.
+        peak: Highest value of the anomaly map inside.
+    """
+
+    box_px: tuple[int, int, int, int]
+    area_px: int
+    peak: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        return {"box_px": list(self.box_px), "area_px": self.area_px, "peak": self.peak}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What makel says of one image.
+
+    Attributes:
+        verdict: "pass" or "reject".
+        score: Raw image score, higher is worse.
+        threshold: An image is rejected when its score is above this.
+        p_value: Share of good parts that would look at least this bad, from the held-out good images.
+        regions: Where the anomaly map exceeds the pixel threshold, largest peak first.
+        anomaly_map: (H, W) float32 at the image's own size.
+        model_id: The model that said it.
+        elapsed_ms: Time from the decoded image to this verdict, in milliseconds; decoding is not inside.
+    """
+
+    verdict: Literal["pass", "reject"]
+    score: float
+    threshold: float
+    p_value: float
+    regions: tuple[Region, ...]
+    anomaly_map: NDArray[np.float32] = field(repr=False)
+    model_id: str
+    elapsed_ms: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The documented JSON keys of a verdict, without the map and the path."""
+        return {
+            "verdict": self.verdict,
+            "score": self.score,
+            "threshold": self.threshold,
+            "p_value": self.p_value,
+            "regions": [region.to_json() for region in self.regions],
+            "model_id": self.model_id,
+            "elapsed_ms": round(self.elapsed_ms, 3),
+        }

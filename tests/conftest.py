@@ -1,0 +1,36 @@
+"""What every test shares: few threads, no network, a home of its own, and the real images where they stand."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+REAL_DATA = REPOSITORY.parent / "shared" / "data"
+
+# Set before any test imports numpy, OpenCV, torch or the hub's client: each reads its variable once.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "2")  # so that a run costs the same on a small shared machine as on a large one
+_hub = tempfile.TemporaryDirectory(prefix="makel-hub-")  # removed when the run ends
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": _hub.name}  # with the hub, a test would pass or fail with the weather
+
+
+@pytest.fixture(autouse=True)
+def _home(tmp_path, monkeypatch):
+    """A makel home of the test's own, so that it neither sees nor leaves anything of the user's."""
+    monkeypatch.setenv("MAKEL_HOME", str(tmp_path / ".makel-home"))
+
+
+@pytest.fixture(scope="session")
+def repository():
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def real_data():
+    """The folder of real images in MVTec AD layout, one category a folder."""
+    if not REAL_DATA.is_dir():
+        pytest.skip(f"no real images at {REAL_DATA}")
+    return REAL_DATA

@@ -1,0 +1,167 @@
+"""dev.py without installing anything: what it would do on each system."""
+
+import ast
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from packaging.requirements import Requirement
+
+
+@pytest.fixture
+def dev(repository, tmp_path, monkeypatch):
+    """dev.py as a module, with a working copy of its own."""
+    spec = importlib.util.spec_from_file_location("dev", repository / "dev.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    (tmp_path / "pyproject.toml").write_bytes((repository / "pyproject.toml").read_bytes())
+    for name, path in (("ROOT", ""), ("VENV", ".venv"), ("STAMP", ".venv/stamp.json"), ("PYTHON", ".venv/python")):
+        monkeypatch.setattr(module, name, tmp_path / path)
+    monkeypatch.delenv("MAKEL_TORCH", raising=False)
+    return module
+
+
+@pytest.fixture
+def asked(dev, monkeypatch):
+    """What dev.py asks of pip; its environment counts as working once it was made."""
+    calls = []
+
+    def pip(*arguments, required=True):
+        calls.append(arguments)
+        return True
+
+    def create():
+        dev.VENV.mkdir()
+        dev.PYTHON.touch()
+
+    monkeypatch.setattr(dev, "pip", pip)
+    monkeypatch.setattr(dev, "create", create)
+    monkeypatch.setattr(dev, "works", lambda: dev.PYTHON.is_file())
+    monkeypatch.setattr(sys, "platform", "linux")
+    return calls
+
+
+def test_an_old_python_can_read_it_and_is_told(repository):
+    text = (repository / "dev.py").read_text(encoding="utf-8")
+    ast.parse(text, feature_version=(3, 6))
+    checked = text.replace("(3, 11)", "(99, 0)")
+    done = subprocess.run([sys.executable, "-"], input=checked, capture_output=True, text=True, check=False)
+    version = "{}.{}".format(*sys.version_info)
+    assert done.returncode == 1
+    assert done.stderr == f"makel needs Python 3.11 or newer, this is {version}: run dev.py with a newer one\n"
+
+
+def test_the_pinned_pair_is_what_pyproject_allows(repository, dev):
+    project = tomllib.loads((repository / "pyproject.toml").read_text())["project"]
+    allowed = {item.name: item for item in map(Requirement, project["optional-dependencies"]["fit"])}
+    assert allowed["torch"].specifier.contains(dev.TORCH)
+    assert allowed["torchvision"].specifier.contains(dev.TORCHVISION)
+
+
+def test_first_call_installs_torch_first_and_later_calls_nothing(dev, asked):
+    dev.set_up([])
+    index = ("--extra-index-url", "https://download.pytorch.org/whl/cpu", "--retries", "2")
+    assert asked == [
+        ("torch==2.13.0+cpu", *index),
+        ("--no-deps", "torchvision==0.28.0", *index),
+        ("--editable", f"{dev.ROOT}[fit]", "torch==2.13.0", "torchvision==0.28.0"),
+    ]
+    dev.set_up([])
+    assert len(asked) == 3
+    dev.set_up(["dev"])
+    assert len(asked) == 6
+    assert any(item.startswith("pytest>=") for item in asked[-1])
+    dev.set_up([])  # what more is there does no harm
+    assert len(asked) == 6
+
+
+def test_a_change_of_pyproject_installs_again(dev, asked):
+    dev.set_up([])
+    with (dev.ROOT / "pyproject.toml").open("a") as file:
+        file.write("\n")
+    dev.set_up([])
+    assert len(asked) == 6
+
+
+def test_a_set_up_that_breaks_off_is_done_again(dev, asked, monkeypatch):
+    whole = dev.pip
+
+    def breaks(*arguments, required=True):
+        if "--editable" in arguments:
+            raise KeyboardInterrupt
+        return whole(*arguments)
+
+    monkeypatch.setattr(dev, "pip", breaks)
+    with pytest.raises(KeyboardInterrupt):
+        dev.set_up([])
+    monkeypatch.setattr(dev, "pip", whole)
+    dev.set_up([])
+    assert json.loads(dev.STAMP.read_text())["torch"] == "cpu"
+    assert len(asked) == 5
+
+
+def test_without_a_cpu_build_it_says_so_and_takes_the_index_s(dev, asked, monkeypatch, capsys):
+    whole = dev.pip
+    monkeypatch.setattr(dev, "pip", lambda *names, required=True: whole(*names) and names[0] != "torch==2.13.0+cpu")
+    dev.set_up([])
+    assert asked[1:3] == [("torch==2.13.0",), ("--no-deps", "torchvision==0.28.0")]
+    assert "no CPU build of torch 2.13.0 within reach" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("platform", "build", "torch"),
+    [
+        ("linux", "cuda", ("torch===2.13.0",)),
+        ("darwin", "cpu", ("torch==2.13.0",)),
+    ],
+)
+def test_the_build_of_each_system(dev, asked, monkeypatch, platform, build, torch):
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setenv("MAKEL_TORCH", build)
+    dev.set_up([])
+    assert asked[:2] == [torch, ("--no-deps", "torchvision==0.28.0")]
+
+
+def test_the_cuda_build_stays_until_another_is_asked_for(dev, asked, monkeypatch):
+    monkeypatch.setenv("MAKEL_TORCH", "cuda")
+    dev.set_up([])
+    monkeypatch.delenv("MAKEL_TORCH")
+    dev.set_up([])
+    assert len(asked) == 3
+    monkeypatch.setenv("MAKEL_TORCH", "cpu")
+    dev.set_up([])
+    assert asked[3][0] == "torch==2.13.0+cpu"
+
+
+def test_builds_that_are_not_there_are_refused(dev, asked, monkeypatch):
+    monkeypatch.setenv("MAKEL_TORCH", "rocm")
+    with pytest.raises(SystemExit, match="MAKEL_TORCH is 'rocm': set it to cpu or cuda"):
+        dev.set_up([])
+    monkeypatch.setenv("MAKEL_TORCH", "cuda")
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(SystemExit, match="no CUDA build of torch for macOS"):
+        dev.set_up([])
+    assert asked == []
+
+
+def test_a_failed_install_shows_what_pip_said(dev, monkeypatch):
+    monkeypatch.setattr(dev, "PYTHON", sys.executable)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(SystemExit, match=r"(?s)No matching distribution.*set-up failed in: .* makel-does-not-exist"):
+        dev.pip("makel-does-not-exist")
+    assert dev.pip("makel-does-not-exist", required=False) is False
+
+
+def test_jobs_refuse_arguments_they_do_not_take(repository):
+    done = subprocess.run(
+        [sys.executable, "dev.py", "lint", "--fix"], cwd=repository, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "lint takes no further arguments, but got --fix" in done.stderr

@@ -1,0 +1,303 @@
+"""Fitting as a user does it, with the embedded backbone on images small enough for a test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from safetensors.numpy import load_file
+
+import makel
+from makel.datasets import load
+from makel.errors import DatasetError, ParityError, TrainingError, UsageError
+from makel.model.session import Session
+from makel.training.export import check_parity, torch_scores
+from makel.training.features import FeatureCache, extract
+from makel.training.fit import FitSummary, build_detector, choose_device, fit
+from makel.training.loop import Checkpoint, train
+
+SETTINGS = {"size": 64, "epochs": 2}
+
+
+def write_line(root: Path, n_good: int = 12, n_defect: int = 4) -> Path:
+    """A striped product with noise, and the same with a dark blot, in MVTec AD layout."""
+    rng = np.random.default_rng(0)
+    stripes = 120 + 60 * np.sin(np.arange(96) / 5)[:, None, None]
+
+    def part() -> np.ndarray:
+        return stripes + rng.normal(0, 6, (96, 80, 1)) + np.array([10.0, 0, -10])
+
+    def write(path: Path, image: np.ndarray) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), np.clip(image, 0, 255).astype(np.uint8))
+
+    for index in range(n_good):
+        write(root / "train" / "good" / f"{index:03d}.png", part())
+    for index in range(n_defect):
+        write(root / "test" / "good" / f"{index:03d}.png", part())
+        image, mask = part(), np.zeros((96, 80), np.uint8)
+        cv2.circle(mask, (40, 48), 12, 255, -1)
+        image[mask > 0] = 5
+        write(root / "test" / "blot" / f"{index:03d}.png", image)
+        write(root / "ground_truth" / "blot" / f"{index:03d}_mask.png", mask)
+    return root
+
+
+@pytest.fixture(scope="module")
+def line(tmp_path_factory) -> Path:
+    return write_line(tmp_path_factory.mktemp("line"))
+
+
+@pytest.fixture(scope="module")
+def fitted(line, tmp_path_factory) -> FitSummary:
+    return fit(line, tmp_path_factory.mktemp("models") / "model", **SETTINGS)
+
+
+def test_the_model_folder_holds_what_was_promised(fitted):
+    names = {path.relative_to(fitted.path).as_posix() for path in fitted.path.rglob("*") if path.is_file()}
+    assert {"model.onnx", "model.json", "weights.safetensors", "log.jsonl", "report.html", "golden/000.npz"} <= names
+    manifest = fitted.manifest
+    assert manifest.provenance.n_fit == 10
+    assert manifest.provenance.n_calibrate == 2
+    assert len(manifest.provenance.holdout) == 2
+    assert manifest.method.config["size"] == 64
+    assert manifest.backbone is not None
+    assert manifest.backbone.licence == "Apache-2.0"
+    assert manifest.calibration.promised_false_reject == pytest.approx(1 / 3)
+    assert len((fitted.path / "log.jsonl").read_text().splitlines()) == 2
+
+
+def test_the_summary_says_what_is_promised_and_how_long_each_stage_took(fitted):
+    text = "\n".join(fitted.lines())
+    assert "2 held-out good images can promise a false-reject rate of 33.3 % (1 in 3) at best" in text
+    assert set(fitted.to_json()["seconds"]) >= {"data", "features", "training", "export", "calibration", "gate"}
+    json.dumps(fitted.to_json())
+
+
+def test_a_defect_scores_above_every_good_image(fitted, line):
+    inspector = makel.Inspector.load(fitted.path)
+    scores = {sample.image_path: inspector.inspect(sample.image_path) for sample in load(line).test}
+    good = [verdict.score for path, verdict in scores.items() if path.parent.name == "good"]
+    defect = [verdict for path, verdict in scores.items() if path.parent.name == "blot"]
+    assert min(verdict.score for verdict in defect) > max(good)
+    assert all(verdict.verdict == "reject" for verdict in defect)
+    for verdict in defect:
+        y, x = np.unravel_index(verdict.anomaly_map.argmax(), verdict.anomaly_map.shape)
+        assert np.hypot(y - 48, x - 40) < 20
+
+
+def test_the_same_fit_twice_gives_identical_weights_and_scores(fitted, line, tmp_path):
+    again = fit(line, tmp_path / "again", **SETTINGS)
+    first, second = (load_file(summary.path / "weights.safetensors") for summary in (fitted, again))
+    assert first.keys() == second.keys()
+    for key, value in first.items():
+        np.testing.assert_array_equal(value, second[key], err_msg=key)
+    assert again.manifest.calibration == fitted.manifest.calibration
+
+
+def test_another_seed_gives_another_model(fitted, line, tmp_path):
+    other = fit(line, tmp_path / "other", seed=1, **SETTINGS)
+    assert other.manifest.provenance.holdout != fitted.manifest.provenance.holdout
+
+
+def test_batch_size_and_order_do_not_change_scores(fitted, line):
+    inspector = makel.Inspector.load(fitted.path)
+    paths = [sample.image_path for sample in load(line).test]
+    one = {path: verdict.score for path, verdict in inspector.inspect_all(paths)}
+    eight = {path: verdict.score for path, verdict in inspector.inspect_all(paths[::-1], batch=8)}
+    tolerance = fitted.manifest.parity.score_tolerance
+    assert max(abs(one[path] - eight[path]) for path in paths) <= tolerance
+
+
+def test_cross_calibration_scores_every_image_by_a_model_that_did_not_see_it(line, tmp_path):
+    summary = fit(line, tmp_path / "cross", calibrate="cross", **SETTINGS)
+    assert summary.manifest.calibration.scheme == "cross"
+    assert summary.manifest.calibration.n == summary.manifest.provenance.n_fit == 12
+
+
+def test_unreadable_good_images_are_named_and_left_out(tmp_path):
+    root = write_line(tmp_path / "line")
+    (root / "train" / "good" / "003.png").write_bytes(b"")
+    summary = fit(root, tmp_path / "model", **SETTINGS)
+    assert summary.manifest.provenance.n_fit + summary.manifest.provenance.n_calibrate == 11
+    assert [line for line in summary.unreadable if "003.png" in line]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "nope"}, "method 'nope'"),
+        ({"preset": "slow"}, "preset 'slow'"),
+        ({"size": 100}, "size 100"),
+        ({"device": "tpu"}, "device 'tpu'"),
+        ({"blocks": (9,)}, "blocks 9"),
+        ({"false_reject": 1.5}, "1.5"),
+    ],
+)
+def test_settings_that_cannot_be_used_are_refused_and_nothing_is_left(line, tmp_path, changes, message):
+    with pytest.raises(UsageError, match=message):
+        fit(line, tmp_path / "model", **{**SETTINGS, **changes})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_one_image_is_too_few(tmp_path):
+    root = write_line(tmp_path / "line", n_good=1)
+    with pytest.raises(DatasetError, match="at least 2"):
+        fit(root, tmp_path / "model", **SETTINGS)
+
+
+def test_auto_device_is_one_that_is_there():
+    assert choose_device("auto").type in ("cuda", "mps", "cpu")
+
+
+class TestGate:
+    """A file that computes something else than what was trained must not become a model."""
+
+    @pytest.fixture(scope="class")
+    def trained(self, fitted, line):
+        config = makel.methods.load("skip_ae").config_class.preset("fast", **SETTINGS)
+        detector = build_detector(makel.methods.load("skip_ae"), config, 0)
+        state = {key: torch.from_numpy(value) for key, value in load_file(fitted.path / "weights.safetensors").items()}
+        assert not detector.load_state_dict(state, strict=False).unexpected_keys
+        detector.eval()
+        paths = [sample.image_path for sample in load(line).good[:3]]
+        images = np.stack(
+            [image for _, image in makel.images.decode_all(paths, preparation=fitted.manifest.preprocessing)]
+        )
+        return images, [path.name for path in paths], torch_scores(detector, images)
+
+    def test_the_shipped_file_passes(self, fitted, trained):
+        images, names, scores = trained
+        session = Session((fitted.path / "model.onnx").read_bytes(), threads=1)
+        parity = check_parity(images, names, scores, session, fitted.manifest.calibration.image_threshold)
+        assert parity.worst_score_difference < parity.score_tolerance / 10
+
+    @pytest.mark.parametrize("kind", ["bias", "resize", "weight"])
+    def test_a_tampered_graph_fails(self, fitted, trained, kind):
+        images, names, scores = trained
+        model = onnx.load_from_string((fitted.path / "model.onnx").read_bytes())
+        weights = [item for item in model.graph.initializer if len(item.dims) == 4]
+        if kind == "resize":
+            node = next(node for node in model.graph.node if node.op_type == "Resize")
+            next(item for item in node.attribute if item.name == "mode").s = b"nearest"
+        else:
+            tensor = weights[0] if kind == "weight" else next(i for i in model.graph.initializer if len(i.dims) == 1)
+            values = numpy_helper.to_array(tensor)
+            tensor.CopyFrom(numpy_helper.from_array((values * 1.05 + 0.01).astype(values.dtype), tensor.name))
+        session = Session(model.SerializeToString(), threads=1)
+        with pytest.raises(ParityError, match="nothing was written"):
+            check_parity(images, names, scores, session, fitted.manifest.calibration.image_threshold)
+
+    def test_a_flipped_verdict_fails_even_within_the_tolerance_of_the_score(self, fitted, trained):
+        images, names, scores = trained
+
+        class Flipped:
+            def run(self, batch):
+                out = Session((fitted.path / "model.onnx").read_bytes(), threads=1).run(batch)
+                return type(out)(image=out.image - 100, anomaly_map=out.anomaly_map)
+
+        with pytest.raises(ParityError, match="verdict flipped"):
+            check_parity(images, names, scores, Flipped(), float(scores.image.min()) / 2)
+
+
+class TestLoop:
+    def make(self, line):
+        detector_class = makel.methods.load("skip_ae")
+        config = detector_class.config_class.preset("fast", size=64, epochs=4)
+        detector = build_detector(detector_class, config, 0)
+        paths = [sample.image_path for sample in load(line).good]
+        preparation = makel.images.Preparation.of(makel.images.decode_all(paths), size=64)
+        return detector, paths, preparation
+
+    def extract(self, detector, paths, preparation, folder, **more) -> FeatureCache:
+        cpu = torch.device("cpu")
+        return extract(detector, paths, preparation, device=cpu, folder=folder, progress=lambda *_: None, **more).cache
+
+    def test_a_mapped_cache_holds_what_one_in_memory_holds(self, line, tmp_path):
+        made = self.make(line)
+        small, large = self.extract(*made, tmp_path), self.extract(*made, tmp_path, memory_limit=0)
+        assert isinstance(large.levels[0], np.memmap)
+        for one, other in zip(small, large, strict=True):
+            for first, second in zip(one, other, strict=True):
+                assert torch.equal(first, second)
+
+    def test_a_resumed_fit_ends_with_the_weights_of_one_never_stopped(self, line, tmp_path, monkeypatch):
+        monkeypatch.setattr("makel.training.loop.SAVE_EVERY_S", 0.0)
+        whole, paths, preparation = self.make(line)
+        cache = self.extract(whole, paths, preparation, tmp_path)
+        train(whole, cache, seed=3, progress=lambda *_: None)
+
+        class StoppedError(Exception):
+            pass
+
+        def stop_after_two(_stage, done, _total):
+            if done == 3:
+                raise StoppedError
+
+        checkpoint = Checkpoint(tmp_path / "checkpoint.pt", "key")
+        with pytest.raises(StoppedError):
+            train(self.make(line)[0], cache, seed=3, progress=stop_after_two, checkpoint=checkpoint)
+        resumed = self.make(line)[0]
+        seen = []
+        train(
+            resumed, cache, seed=3, progress=lambda _s, done, _t: seen.append(done), checkpoint=checkpoint, resume=True
+        )
+        assert seen == [3, 4]
+        state = resumed.learned_state()
+        for key, value in whole.learned_state().items():
+            assert torch.equal(value, state[key]), key
+
+    def test_a_checkpoint_of_another_fit_is_refused(self, tmp_path):
+        Checkpoint(tmp_path / "checkpoint.pt", "one").save({"history": []})
+        with pytest.raises(TrainingError, match="other images or settings"):
+            Checkpoint(tmp_path / "checkpoint.pt", "other").load()
+
+    def test_a_torn_checkpoint_is_refused(self, tmp_path):
+        (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 torn")
+        with pytest.raises(TrainingError, match="cannot be read"):
+            Checkpoint(tmp_path / "checkpoint.pt", "one").load()
+
+    def test_a_loss_that_turns_nan_stops_with_a_reason(self, line, tmp_path):
+        detector, paths, preparation = self.make(line)
+        cache = self.extract(detector, paths, preparation, tmp_path)
+        cache.levels[0][0, 0, 0, 0] = np.nan
+        with pytest.raises(TrainingError, match="became nan in epoch 1"):
+            train(detector, cache, seed=0, progress=lambda *_: None)
+
+
+def run_fit(line: Path, out: Path, *more: str, **kwargs) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "makel", "fit", str(line), "--out", str(out), "--size", "64", "--epochs", "400"]
+    return subprocess.Popen([*command, "--quiet", *more], stderr=subprocess.PIPE, text=True, **kwargs)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGKILL and no SIGINT for one process")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_fit_that_is_stopped_leaves_no_model_and_can_be_resumed(line, tmp_path, number):
+    out = tmp_path / "model"
+    process = run_fit(line, out)
+    work = tmp_path / ".model.resume"
+    deadline = time.monotonic() + 120
+    while not (work / "checkpoint.pt").exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(number)
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert not out.exists()
+    process = run_fit(line, out, "--resume")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    makel.Inspector.load(out)
+    assert not work.exists()

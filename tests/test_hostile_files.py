@@ -1,0 +1,262 @@
+"""Files that break other tools: each gives one clear line, and neither crash, hang nor gigabytes."""
+
+import io
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from makel.errors import ImageError
+from makel.images import decode_all, read, read_header
+
+POSIX = sys.platform != "win32"
+RNG = np.random.default_rng(0)
+PIXELS = RNG.integers(0, 256, (40, 50, 3), np.uint8)
+
+
+def encoded(name, **options):
+    stream = io.BytesIO()
+    Image.fromarray(PIXELS).save(stream, name, **options)
+    return stream.getvalue()
+
+
+PNG, JPEG, TIFF, LZW = encoded("PNG"), encoded("JPEG"), encoded("TIFF"), encoded("TIFF", compression="tiff_lzw")
+BMP, WEBP, GIF = encoded("BMP"), encoded("WEBP"), encoded("GIF")
+
+
+def chunk(name, data):
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+
+def png(width, height, rows):
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return PNG[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def jpeg_of_size(width, height):
+    frame = JPEG.index(b"\xff\xc0") + 5
+    return JPEG[:frame] + struct.pack(">HH", height, width) + JPEG[frame + 4 :]
+
+
+def bytes_as(data):
+    return lambda path: path.write_bytes(data)
+
+
+def fifo(path):
+    os.mkfifo(path)
+
+
+def bound_socket(path):
+    with socket.socket(socket.AF_UNIX) as listener:
+        here = Path.cwd()
+        os.chdir(path.parent)  # a socket's name may have 108 bytes at most
+        try:
+            listener.bind(path.name)
+        finally:
+            os.chdir(here)
+
+
+def link_to(target):
+    return lambda path: path.symlink_to(target)
+
+
+def sparse(start, size):
+    def write(path):
+        path.write_bytes(start)
+        os.truncate(path, size)
+
+    return write
+
+
+def pages(path):
+    tifffile.imwrite(path, np.zeros((3, 16, 16), np.uint8), photometric="minisblack")
+
+
+def tags_in_a_loop(path):
+    data = bytearray(TIFF)
+    start = struct.unpack("<I", data[4:8])[0]
+    end = start + 2 + 12 * struct.unpack("<H", data[start : start + 2])[0]
+    data[end : end + 4] = struct.pack("<I", start)
+    path.write_bytes(data)
+
+
+def animated(name, **options):
+    stream = io.BytesIO()
+    frames = [Image.fromarray(PIXELS), Image.fromarray(255 - PIXELS)]
+    frames[0].save(stream, name, save_all=True, append_images=frames[1:], **options)
+    return bytes_as(stream.getvalue())
+
+
+HOSTILE = {
+    # kind: file name, what makes it, what its error says
+    "missing": ("a.png", lambda path: None, "No such file"),
+    "empty": ("a.png", bytes_as(b""), "is empty, 0 bytes"),
+    "one byte": ("a.png", bytes_as(b"\x89"), "is not PNG, nor any other image"),
+    "only a signature": ("a.png", bytes_as(PNG[:8]), "is cut short"),
+    "truncated png": ("a.png", bytes_as(PNG[: len(PNG) // 2]), "is cut short"),
+    "truncated jpeg": ("a.jpg", bytes_as(JPEG[: len(JPEG) // 2]), "is cut short"),
+    "jpeg filled with zeros": ("a.jpg", bytes_as(JPEG[: len(JPEG) // 2] + bytes(len(JPEG) // 2)), "is cut short"),
+    "truncated bmp": ("a.bmp", bytes_as(BMP[: len(BMP) // 2]), "is cut short"),
+    "truncated webp": ("a.webp", bytes_as(WEBP[: len(WEBP) // 2]), "is cut short"),
+    "truncated tiff": ("a.tif", bytes_as(TIFF[: len(TIFF) // 2]), "is cut short"),
+    "truncated lzw tiff": ("a.tif", bytes_as(LZW[: len(LZW) // 2]), "is cut short"),
+    "png with half its pixels": ("a.png", bytes_as(png(50, 40, bytes(151 * 20))), "cannot be decoded"),
+    "png with a wrong checksum": ("a.png", bytes_as(PNG[:60] + b"???" + PNG[63:]), "checksum"),
+    "jpeg called png": ("a.png", bytes_as(JPEG), "is JPEG, which its ending '.png' does not say: rename it to .jpg"),
+    "png called tiff": ("a.tiff", bytes_as(PNG), "rename it to .png"),
+    "jpeg called data": ("a.dat", bytes_as(JPEG), "rename it to .jpg"),
+    "gif called png": ("a.png", bytes_as(GIF), "is not PNG but GIF"),
+    "gif": ("a.gif", bytes_as(GIF), "ends in '.gif'; makel reads .jpg"),
+    "text": ("a.jpg", bytes_as(b"Nothing to see here.\n" * 9), "is not JPEG but text"),
+    "web page": ("a.jpg", bytes_as(b"<!doctype html><title>404</title>"), "is not JPEG but text"),
+    "pdf": ("a.png", bytes_as(b"%PDF-1.7\n\x80\x81"), "is not PNG but PDF"),
+    "program": ("a.bmp", bytes_as(b"\x7fELF\x02\x01\x01\0\0"), "is not BMP but a program"),
+    "pickle": ("a.png", bytes_as(b"\x80\x04\x95\x0b\0\0\0\0\0\0\0."), "is not PNG"),
+    "noise": ("a.png", bytes_as(RNG.bytes(5000)), "is not PNG"),
+    "noise after a signature": ("a.tif", bytes_as(b"II*\0" + RNG.bytes(500)), "a.tif "),
+    "zeros": ("a.bmp", bytes_as(bytes(4096)), "is not BMP"),
+    "no width": ("a.png", bytes_as(png(0, 7, b"")), "0x7"),
+    "no height": ("a.jpg", bytes_as(jpeg_of_size(9, 0)), "has no pixels: 9x0"),
+    "folder": ("a.png", lambda path: path.mkdir(), "is a folder"),
+    "image bomb png": ("a.png", bytes_as(png(60_000, 60_000, bytes(10_000_000))), "at most 200000000 are read"),
+    "image bomb jpeg": ("a.jpg", bytes_as(jpeg_of_size(65_500, 65_500)), "at most 200000000 are read"),
+    "large claim within the cap": ("a.png", bytes_as(png(14_000, 14_000, b"")), "cannot be decoded"),
+    "huge file of a small image": ("a.png", sparse(PNG, 6 << 30), "far more than 50x40 pixels take"),
+    "huge file of a small jpeg": ("a.jpg", sparse(JPEG, 6 << 30), "far more than 50x40 pixels take"),
+    "huge file of nothing": ("a.webp", sparse(b"RIFF\xff\xff\xff\x0fWEBP", 1 << 30), "does not begin with its header"),
+    "cmyk": ("a.jpg", lambda path: Image.fromarray(PIXELS).convert("CMYK").save(path), "is CMYK"),
+    "float tiff": ("a.tif", lambda path: tifffile.imwrite(path, PIXELS[..., 0] / np.float32(255)), "save it with"),
+    "cmyk tiff": ("a.tif", lambda path: Image.fromarray(PIXELS).convert("CMYK").save(path), "neither grey, RGB"),
+    "pages": ("a.tif", pages, "more than one page"),
+    "tags in a loop": ("a.tif", tags_in_a_loop, "more than one page"),
+    "animated png": ("a.png", animated("PNG"), "is animated"),
+    "animated webp": ("a.webp", animated("WEBP"), "is animated"),
+    "fifo": ("a.png", fifo, "is a FIFO"),
+    "socket": ("a.png", bound_socket, "is a socket"),
+    "device": ("a.png", link_to("/dev/zero"), "is a device"),
+    "link to itself": ("a.png", link_to("a.png"), "Too many levels of symbolic links"),
+    "link to nothing": ("a.png", link_to("nowhere.png"), "No such file"),
+    "nul in its name": ("a\0b.png", lambda path: None, "null byte"),
+    "line break in its name": ("a\nb.png", bytes_as(b""), "is empty"),
+    "name too long": ("a" * 300 + ".png", lambda path: None, "File name too long"),
+}
+NEEDS_POSIX = {
+    "fifo",
+    "socket",
+    "device",
+    "link to itself",
+    "link to nothing",
+    "line break in its name",
+    "name too long",
+}
+
+
+def make(folder, kind):
+    if kind in NEEDS_POSIX and not POSIX:
+        pytest.skip("this kind of file is not to be had on Windows")
+    name, write, _ = HOSTILE[kind]
+    path = folder / name
+    write(path)
+    return path
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_one_clear_line(tmp_path, kind):
+    path = make(tmp_path, kind)
+    with pytest.raises(ImageError, match=re.escape(HOSTILE[kind][2])) as caught:
+        read(path)
+    message = str(caught.value)
+    assert (str(path) if str(path).isprintable() else repr(str(path))) in message
+    assert message.isprintable()  # no line break, no escape sequence
+
+
+def test_the_list_is_long_enough():
+    assert len(HOSTILE) >= 25
+
+
+@pytest.mark.parametrize(
+    "kind", ["truncated png", "truncated bmp", "jpeg called png", "cmyk", "pages", "folder", "empty"]
+)
+def test_the_header_alone_tells(tmp_path, kind):
+    with pytest.raises(ImageError, match=re.escape(HOSTILE[kind][2])):
+        read_header(make(tmp_path, kind))
+
+
+@pytest.mark.skipif(not POSIX, reason="Windows has neither modes nor users like these")
+def test_permission_denied():
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        path = Path(folder, "a.png")
+        path.write_bytes(PNG)
+        path.chmod(0)
+        became_nobody = os.geteuid() == 0  # root may read everything
+        if became_nobody:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(ImageError, match=r"a\.png cannot be read: Permission denied"):
+                read(path)
+        finally:
+            if became_nobody:
+                os.seteuid(0)
+
+
+INSPECT_ALL = """
+import json, resource, sys
+from pathlib import Path
+from makel.errors import ImageError
+from makel.images import decode_all
+resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))
+paths = [Path(line) for line in json.loads(sys.stdin.read())]
+results = list(decode_all(paths))
+said = [None if not isinstance(result, ImageError) else str(result) for _, result in results]
+print(json.dumps({"said": said, "peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits and peaks of memory are Linux's")
+def test_a_run_over_all_of_them_goes_on_in_little_memory_and_says_nothing_else(tmp_path):
+    paths = []
+    for index, kind in enumerate(HOSTILE):
+        (tmp_path / str(index)).mkdir()
+        paths.append(make(tmp_path / str(index), kind))
+    good = tmp_path / "good.png"
+    good.write_bytes(PNG)
+    ran = subprocess.run(
+        [sys.executable, "-c", INSPECT_ALL],
+        input=json.dumps([str(path) for path in [*paths, good]]),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    told = json.loads(ran.stdout)
+    assert all(told["said"][:-1])
+    assert told["said"][-1] is None
+    # The claim within the cap is allocated before its pixels turn out to be missing: 14000 x 14000 x 3 bytes.
+    assert told["peak_kib"] < 900_000
+    # libpng alone cannot be kept from telling the terminal that compressed pixels run out.
+    assert set(ran.stderr.splitlines()) <= {"libpng error: Not enough image data"}
+
+
+def test_decoding_ahead_gives_the_errors_as_values(tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "third").mkdir()
+    good = tmp_path / "b.png"
+    good.write_bytes(PNG)
+    paths = [make(tmp_path / "first", "empty"), good, make(tmp_path / "third", "folder")]
+    results = [result for _, result in decode_all(paths)]
+    assert [isinstance(result, ImageError) for result in results] == [True, False, True]
+    np.testing.assert_array_equal(results[1], PIXELS)

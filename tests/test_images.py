@@ -1,0 +1,427 @@
+import io
+import itertools
+import struct
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+import tifffile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
+
+from makel.errors import ImageError
+from makel.images import SUFFIXES, Preparation, decode_all, find, prepare, read, read_header
+
+HEIGHT, WIDTH = 29, 37  # primes, so that swapped axes cannot cancel
+RNG = np.random.default_rng(0)
+GREY = cv2.GaussianBlur(RNG.integers(0, 256, (HEIGHT, WIDTH), np.uint8), (0, 0), 1.5)
+RGB = cv2.GaussianBlur(RNG.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8), (0, 0), 1.5)
+ALPHA = np.where(np.indices((HEIGHT, WIDTH)).sum(axis=0) % 3, 255, 0).astype(np.uint8)
+GREY16, RGB16 = GREY.astype(np.uint16) * 201, RGB.astype(np.uint16) * 201
+GREY_RAMP = [level for level in range(256) for _ in range(3)]
+
+rgb256 = Preparation(256, "rgb")
+
+
+def save(path, pixels, mode=None, **options):
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(path, **options)
+    return path
+
+
+def save16(path, pixels, *flags):
+    stored = pixels if pixels.ndim == 2 else pixels[..., [2, 1, 0, 3][: pixels.shape[2]]]
+    path.write_bytes(cv2.imencode(path.suffix, stored, list(flags))[1].tobytes())
+    return path
+
+
+def palette(pixels, colours):
+    image = Image.fromarray(pixels, "L")
+    indexed = Image.new("P", image.size)
+    indexed.putdata(list(image.getdata()) if not hasattr(image, "get_flattened_data") else image.get_flattened_data())
+    indexed.putpalette(colours)
+    return indexed
+
+
+COLOURS = [value for level in range(256) for value in (level, 255 - level, level // 2)]
+COLOURED = np.array(COLOURS, np.uint8).reshape(256, 3)[GREY]
+
+LOSSLESS = {
+    # name: what writes the file, and what must come back
+    "png grey": ("a.png", lambda p: save(p, GREY), GREY),
+    "png rgb": ("a.png", lambda p: save(p, RGB), RGB),
+    "png grey 16": ("a.png", lambda p: save16(p, GREY16), GREY16),
+    "png rgb 16": ("a.png", lambda p: save16(p, RGB16), RGB16),
+    "png rgba": ("a.png", lambda p: save(p, np.dstack([RGB, ALPHA])), RGB),
+    "png rgba 16": ("a.png", lambda p: save16(p, np.dstack([RGB16, ALPHA.astype(np.uint16) * 257])), RGB16),
+    "png grey alpha": ("a.png", lambda p: save(p, np.dstack([GREY, ALPHA])), GREY),
+    "png palette": ("a.png", lambda p: palette(GREY, COLOURS).save(p), COLOURED),
+    "png palette transparent": ("a.png", lambda p: palette(GREY, COLOURS).save(p, transparency=7), COLOURED),
+    "png palette grey": ("a.png", lambda p: palette(GREY, GREY_RAMP).save(p), GREY),
+    "png one bit": ("a.png", lambda p: Image.fromarray(GREY > 128).save(p), np.where(GREY > 128, 255, 0)),
+    "bmp grey": ("a.bmp", lambda p: save(p, GREY), GREY),
+    "bmp rgb": ("a.bmp", lambda p: save(p, RGB), RGB),
+    "bmp palette": ("a.bmp", lambda p: palette(GREY, COLOURS).save(p), COLOURED),
+    "bmp one bit": ("a.bmp", lambda p: Image.fromarray(GREY > 128).save(p), np.where(GREY > 128, 255, 0)),
+    "bmp 32 bits": ("a.bmp", lambda p: save(p, np.dstack([RGB, np.zeros_like(ALPHA)])), RGB),
+    "webp": ("a.webp", lambda p: save(p, RGB, lossless=True), RGB),
+    "webp alpha": ("a.webp", lambda p: save(p, np.dstack([RGB, ALPHA]), lossless=True, exact=True), RGB),
+    "tiff grey": ("a.tif", lambda p: save(p, GREY), GREY),
+    "tiff grey 16": ("a.tif", lambda p: tifffile.imwrite(p, GREY16), GREY16),
+    "tiff grey 16 big-endian": ("a.tiff", lambda p: tifffile.imwrite(p, GREY16, byteorder=">"), GREY16),
+    "tiff grey 16 lzw": ("a.tif", lambda p: save16(p, GREY16, cv2.IMWRITE_TIFF_COMPRESSION, 5), GREY16),
+    "tiff rgb 16": ("a.tif", lambda p: tifffile.imwrite(p, RGB16, photometric="rgb"), RGB16),
+    "tiff rgb 16 lzw": ("a.tif", lambda p: save16(p, RGB16, cv2.IMWRITE_TIFF_COMPRESSION, 5), RGB16),
+    "tiff rgb 16 deflate": (
+        "a.tif",
+        lambda p: tifffile.imwrite(p, RGB16, photometric="rgb", compression="zlib"),
+        RGB16,
+    ),
+    "tiff rgb": ("a.tif", lambda p: save(p, RGB), RGB),
+    "tiff rgb lzw": ("a.tif", lambda p: save(p, RGB, compression="tiff_lzw"), RGB),
+    "tiff rgb deflate": ("a.tif", lambda p: save(p, RGB, compression="tiff_adobe_deflate"), RGB),
+    "tiff rgb packbits": ("a.tif", lambda p: save(p, RGB, compression="packbits"), RGB),
+    "tiff rgba": ("a.tif", lambda p: save(p, np.dstack([RGB, ALPHA])), RGB),
+    "tiff rgba lzw": ("a.tif", lambda p: save(p, np.dstack([RGB, ALPHA]), compression="tiff_lzw"), RGB),
+    "tiff palette": ("a.tif", lambda p: palette(GREY, COLOURS).save(p), COLOURED),
+    "tiff one bit": ("a.tif", lambda p: Image.fromarray(GREY > 128).save(p), np.where(GREY > 128, 255, 0)),
+    "tiff white is zero": ("a.tif", lambda p: tifffile.imwrite(p, 255 - GREY, photometric="miniswhite"), GREY),
+    "tiff planes": (
+        "a.tif",
+        lambda p: tifffile.imwrite(p, RGB.transpose(2, 0, 1), photometric="rgb", planarconfig="separate"),
+        RGB,
+    ),
+    "tiff tiles": ("a.tif", lambda p: tifffile.imwrite(p, RGB, photometric="rgb", tile=(16, 16)), RGB),
+    "tiff big": ("a.tif", lambda p: tifffile.imwrite(p, RGB, photometric="rgb", bigtiff=True), RGB),
+    "tiff strips": ("a.tif", lambda p: tifffile.imwrite(p, GREY, rowsperstrip=3), GREY),
+}
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_lossless_formats_come_back_exactly_and_the_header_agrees(tmp_path, name):
+    file_name, write, expected = LOSSLESS[name]
+    path = tmp_path / file_name
+    write(path)
+    pixels = read(path)
+    np.testing.assert_array_equal(pixels, expected)
+    assert pixels.flags.c_contiguous
+    header = read_header(path)
+    assert (header.height_px, header.width_px) == pixels.shape[:2]
+    assert header.channels == (3 if pixels.ndim == 3 else 1)
+    assert header.bit_depth == 8 * pixels.dtype.itemsize
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}])
+def test_jpeg_is_what_pillow_decodes(tmp_path, mode, options):
+    path = save(tmp_path / "a.JPG", RGB, mode, quality=90, subsampling=0, **options)
+    with Image.open(path) as image:
+        assert np.abs(np.asarray(image).astype(int) - read(path)).max() <= 3
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".webp", ".tif"])
+def test_exif_orientation(tmp_path, suffix, orientation):
+    exif = Image.Exif()
+    exif[274] = orientation
+    options = {".jpg": {"quality": 95, "subsampling": 0}, ".webp": {"lossless": True}}.get(suffix, {})
+    path = save(tmp_path / f"a{suffix}", RGB, exif=exif, **options)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    pixels = read(path)
+    assert pixels.shape == expected.shape
+    assert np.abs(pixels.astype(int) - expected).max() <= (3 if suffix == ".jpg" else 0)
+    header = read_header(path)
+    assert (header.height_px, header.width_px, header.orientation) == (*expected.shape[:2], orientation)
+
+
+@pytest.mark.parametrize(
+    "exif", [b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0", b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\3"]
+)
+def test_broken_exif_counts_as_upright(tmp_path, exif):
+    path = save(tmp_path / "a.jpg", RGB, exif=exif)
+    assert read_header(path).orientation == 1
+    assert read(path).shape == RGB.shape
+
+
+def test_orientation_out_of_range_counts_as_upright(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 9
+    assert read(save(tmp_path / "a.png", RGB, exif=exif)).shape == RGB.shape
+
+
+def test_a_png_that_libpng_grumbles_about_is_read_in_silence(tmp_path, capfd):
+    path = save(tmp_path / "a.png", RGB, icc_profile=b"not a profile")
+    np.testing.assert_array_equal(read(path), RGB)
+    assert capfd.readouterr().err == ""
+
+
+def test_trailing_bytes_do_no_harm(tmp_path):
+    for suffix in (".jpg", ".png", ".bmp"):
+        path = save(tmp_path / f"a{suffix}", RGB)
+        before = read(path)
+        path.write_bytes(path.read_bytes() + b"camera notes" * 20)
+        np.testing.assert_array_equal(read(path), before)
+
+
+def test_the_pixel_cap_is_the_callers(tmp_path):
+    path = save(tmp_path / "a.png", RGB)
+    assert read(path, max_pixels=WIDTH * HEIGHT).shape == RGB.shape
+    with pytest.raises(ImageError, match=rf"a\.png has {WIDTH}x{HEIGHT} pixels, at most 1072 are read"):
+        read(path, max_pixels=WIDTH * HEIGHT - 1)
+
+
+def encoded(suffix, **options):
+    stream = io.BytesIO()
+    Image.fromarray(RGB).save(stream, {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper()), **options)
+    return stream.getvalue()
+
+
+WHOLE = [
+    ("jpg", encoded("jpg")),
+    ("jpg", encoded("jpg", progressive=True)),
+    ("png", encoded("png")),
+    ("bmp", encoded("bmp")),
+    ("webp", encoded("webp")),
+    ("tif", encoded("tif")),
+    ("tif", encoded("tif", compression="tiff_lzw")),
+    ("tif", encoded("tif", compression="tiff_adobe_deflate")),
+]
+
+
+@pytest.mark.parametrize(("suffix", "data"), WHOLE)
+@pytest.mark.parametrize("zeros", [False, True], ids=["cut", "cut and filled with zeros"])
+def test_a_truncated_file_is_never_returned_in_part(tmp_path, suffix, data, zeros):
+    if zeros and (suffix in ("bmp", "webp") or data == encoded("tif")):
+        pytest.skip("nothing in this format tells zeros from pixels")
+    path = tmp_path / f"a.{suffix}"
+    for kept in range(1, len(data) - 2, 53):
+        path.write_bytes(data[:kept] + bytes(len(data) - kept) * zeros)
+        with pytest.raises(ImageError, match=rf"a\.{suffix} "):
+            read(path)
+
+
+@given(st.sampled_from(WHOLE), st.data())
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_changed_file_gives_an_image_of_its_headers_size_or_one_clear_line(tmp_path, whole, data):
+    suffix, original = whole
+    changed = bytearray(original)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, min(len(changed), 400) - 1) | st.integers(0, len(changed) - 1))
+        changed[place] = data.draw(st.integers(0, 255))
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(changed)
+    ((_, result),) = decode_all([path], max_pixels=1_000_000)
+    if isinstance(result, ImageError):
+        assert str(path) in str(result)
+        assert "\n" not in str(result)
+    else:
+        header = read_header(path)
+        assert result.shape[:2] == (header.height_px, header.width_px)
+
+
+# Preparing
+
+
+@pytest.mark.parametrize("shape", [(29, 37), (512, 300), (100, 700), (1, 5000), (5000, 1), (1, 1), (256, 256)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_any_size_becomes_the_square_the_model_takes(shape, dtype):
+    full = {np.uint8: 255, np.uint16: 65535, np.float32: 1}[dtype]
+    image = np.full((*shape, 3), full, dtype)
+    image[..., 1] = 0
+    before = image.copy()
+    prepared = prepare(image, Preparation(256, "rgb", 65535 if dtype == np.uint16 else None))
+    assert prepared.shape == (3, 256, 256)
+    assert prepared.dtype == np.float32
+    assert prepared.flags.c_contiguous
+    np.testing.assert_allclose(prepared[0], 1, atol=1e-6)
+    assert prepared.max() <= 1
+    np.testing.assert_array_equal(prepared[1], 0)
+    np.testing.assert_array_equal(image, before)
+
+
+def test_shrinking_averages_areas():
+    image = np.array([[0, 100, 8, 8], [200, 100, 8, 8]], np.uint8)
+    prepared = prepare(image, Preparation(1, "grey"))
+    np.testing.assert_allclose(prepared, np.float32(54 / 255))
+    checkers = (np.indices((512, 512)).sum(axis=0) % 2 * 255).astype(np.uint8)
+    np.testing.assert_allclose(prepare(checkers, Preparation(128, "grey")), 0.5, atol=0.01)
+
+
+def test_each_axis_is_resized_in_the_way_that_suits_it():
+    # Fine stripes along the axis that shrinks, a ramp along the axis that grows.
+    stripes = (np.arange(512) % 2 * 200).astype(np.uint8)
+    image = np.stack([stripes // 2, stripes])  # 2 x 512
+    prepared = prepare(image, Preparation(64, "grey"))[0] * 255
+    np.testing.assert_allclose(prepared[0], 50, atol=1)
+    np.testing.assert_allclose(prepared[-1], 100, atol=1)
+    assert (np.diff(prepared[:, 0]) >= 0).all()
+    assert 70 < prepared[32, 0] < 80
+
+
+def test_an_image_of_the_right_size_is_only_scaled():
+    image = RNG.integers(0, 256, (64, 64, 3), np.uint8)
+    prepared = prepare(image, Preparation(64, "rgb"))
+    np.testing.assert_array_equal(prepared, image.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
+
+
+def test_grey_fills_three_channels_in_every_shape():
+    flat = prepare(GREY, Preparation(16, "grey"))
+    assert (flat[0] == flat[1]).all()
+    assert (flat[0] == flat[2]).all()
+    np.testing.assert_array_equal(prepare(GREY[..., None], Preparation(16, "grey")), flat)
+    np.testing.assert_array_equal(prepare(np.dstack([GREY] * 3), Preparation(16, "grey")), flat)
+    np.testing.assert_array_equal(prepare(GREY, Preparation(16, "any")), flat)
+
+
+def test_the_white_level_becomes_one():
+    image = np.array([[0, 2048], [4095, 5000]], np.uint16)
+    prepared = prepare(image, Preparation(2, "grey", 4095))
+    np.testing.assert_allclose(prepared[0], [[0, 2048 / 4095], [1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("image", "preparation", "message"),
+    [
+        (GREY, rgb256, r"x\.png is 37x29 grey; this model was fitted on RGB\. Convert it, or fit again on grey images"),
+        (GREY[..., None], rgb256, r"is 37x29 grey"),
+        (RGB, Preparation(256, "grey"), r"x\.png is 37x29 RGB; this model was fitted on grey"),
+        (GREY16, Preparation(256, "grey"), r"x\.png is 16-bit; this model was fitted on 8-bit"),
+        (GREY, Preparation(256, "grey", 4095), r"x\.png is 8-bit; this model was fitted on 16-bit"),
+        (np.dstack([RGB, ALPHA]), rgb256, r"x\.png has shape \(29, 37, 4\)"),
+        (np.zeros((0, 5, 3), np.uint8), rgb256, r"shape \(0, 5, 3\)"),
+        (np.zeros(5, np.uint8), rgb256, r"shape \(5,\)"),
+        (RGB.astype(np.float64), rgb256, r"is float64; uint8, uint16, or float32 in \[0, 1\] was expected"),
+        (RGB.astype(np.int16), rgb256, r"is int16"),
+        (RGB.astype(np.float32), rgb256, r"must lie in \[0, 1\]"),
+        (np.full((4, 4, 3), np.nan, np.float32), rgb256, r"values from nan"),
+        (np.full((4, 4, 3), -0.1, np.float32), rgb256, r"values from -0\.1"),
+    ],
+)
+def test_pixels_the_model_was_not_fitted_on_are_refused(image, preparation, message):
+    with pytest.raises(ImageError, match=message) as caught:
+        prepare(image, preparation, name="x.png")
+    assert "\n" not in str(caught.value)
+
+
+def test_colour_is_learnt_from_the_good_images(tmp_path):
+    grey_in_jpeg = read(save(tmp_path / "g.jpg", np.dstack([GREY] * 3), quality=60))
+
+    def learn(*images):
+        return Preparation.of([(f"{index}.png", image) for index, image in enumerate(images)], size=32)
+
+    assert grey_in_jpeg.ndim == 3
+    assert learn(GREY, GREY) == Preparation(32, "grey")
+    assert learn(GREY, grey_in_jpeg) == Preparation(32, "grey")
+    assert learn(grey_in_jpeg) == Preparation(32, "grey")
+    assert learn(RGB, RGB) == Preparation(32, "rgb")
+    assert learn(grey_in_jpeg, RGB) == Preparation(32, "rgb")
+    assert learn(GREY, RGB) == Preparation(32, "any")
+    assert learn(ImageError("0.png is empty"), RGB) == Preparation(32, "rgb")
+
+
+@pytest.mark.parametrize(
+    ("brightest", "white"), [(900, 1023), (1023, 1023), (1024, 4095), (9000, 16383), (65535, 65535)]
+)
+def test_the_white_level_is_learnt_from_the_good_images(brightest, white):
+    images = [("a.png", np.full((8, 8), 5, np.uint16)), ("b.png", np.full((8, 8), brightest, np.uint16))]
+    assert Preparation.of(images, size=8).white_level == white
+
+
+def test_good_images_that_cannot_be_compared_are_refused():
+    with pytest.raises(
+        ImageError, match=r"b\.png is uint16 and a\.png is uint8: one model needs images of one bit depth"
+    ):
+        Preparation.of([("a.png", GREY), ("b.png", GREY16)])
+    with pytest.raises(ImageError, match="no good image could be decoded"):
+        Preparation.of([("a.png", ImageError("a.png is empty"))])
+
+
+# Decoding ahead
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = [save(tmp_path / f"{index:02}.png", np.full((8, 8), index, np.uint8)) for index in range(20)]
+    paths[7].write_bytes(b"")
+    return paths
+
+
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 1), (2, 8), (4, 100)])
+def test_decoding_ahead_keeps_the_order_and_goes_on_after_an_error(files, workers, ahead):
+    results = list(decode_all(map(str, files), workers=workers, ahead=ahead))
+    assert [path for path, _ in results] == files
+    for index, (_, image) in enumerate(results):
+        if index == 7:
+            assert isinstance(image, ImageError)
+        else:
+            np.testing.assert_array_equal(image, index)
+
+
+def test_decoding_ahead_can_prepare_and_names_what_it_cannot(files):
+    results = list(decode_all(files[:3], preparation=Preparation(4, "grey")))
+    assert [image.shape for _, image in results] == [(3, 4, 4)] * 3
+    ((_, error),) = decode_all(files[:1], preparation=Preparation(4, "rgb"))
+    assert "00.png is 8x8 grey" in str(error)
+
+
+def test_decoding_ahead_takes_no_more_than_it_may_and_ends_with_its_reader(files):
+    taken = itertools.count()
+    decoding = decode_all((path for path in itertools.cycle(files[:5]) if next(taken) >= 0), workers=2, ahead=3)
+    for _ in range(2):
+        next(decoding)
+    assert next(taken) == 2 + 3
+    decoding.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("makel-decode")]
+
+
+def test_decoding_ahead_happens_while_the_reader_works(files, monkeypatch):
+    begun = []
+
+    def slow(path, *, max_pixels):
+        begun.append(path)
+        return np.zeros((2, 2), np.uint8)
+
+    monkeypatch.setattr("makel.images.reading.read", slow)
+    decoding = decode_all(files, workers=1, ahead=4)
+    next(decoding)
+    deadline = time.monotonic() + 10
+    while len(begun) < 5 and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert begun == files[:5]
+    decoding.close()
+
+
+# Finding
+
+
+def test_find_lists_images_sorted_and_nothing_else(tmp_path):
+    for name in ("b.PNG", "a.jpeg", "._a.jpeg", "notes.txt", ".hidden.png", "c.tif"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "folder.png").mkdir()
+    assert [path.name for path in find(tmp_path)] == ["a.jpeg", "b.PNG", "c.tif"]
+    assert find(tmp_path / "notes.txt") == [tmp_path / "notes.txt"]
+    assert find(tmp_path / "missing") == [tmp_path / "missing"]
+    assert ".webp" in SUFFIXES
+
+
+@pytest.mark.real
+def test_real_images_are_what_pillow_decodes(real_data):
+    paths = find(real_data / "toothbrush" / "train" / "good")[:3] + find(real_data / "magnetic_tile/test/good")[:20]
+    for path in paths:
+        with Image.open(path) as image:
+            expected = np.asarray(image)
+        pixels = read(path)
+        assert pixels.shape == expected.shape
+        assert np.abs(pixels.astype(int) - expected).max() <= (0 if path.suffix == ".png" else 3)
+
+
+def test_the_header_of_a_bmp_counts_rows_from_the_top_as_well(tmp_path):
+    path = save(tmp_path / "a.bmp", RGB)
+    data = bytearray(path.read_bytes())
+    data[22:26] = struct.pack("<i", -HEIGHT)
+    path.write_bytes(data)
+    np.testing.assert_array_equal(read(path), RGB[::-1])
