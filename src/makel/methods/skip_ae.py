@@ -25,7 +25,7 @@ The preset `fast` changes, for a small backbone on two CPU cores (docs/methods/s
 
 10. The image is brought to a standard brightness and contrast, and every channel to zero mean and unit variance.
 11. The levels enter and leave the autoencoder at their own sides and are not resized; wide ones are first reduced by a
-    fixed random orthonormal projection, as PaDiM does.
+    fixed random orthonormal projection (Kim et al. 2021, arXiv 2105.14737), where PaDiM draws channels.
 12. Skips are compressed by 1x1 convolutions, and the finest level has none: an identity path reconstructs defects too.
 13. AdamW with a one-cycle schedule.
 14. The residual is not summed as it is, but measured against how residuals of good images vary at its position: a
@@ -150,9 +150,10 @@ class SkipAE(Detector):
         self.autoencoder = SkipAutoencoder(
             channels, [(sides[0] // side).bit_length() - 1 for side in sides[1:]], config.widths, config.skips
         )
-        gaussians = [PositionGaussian(c, side) for c, side in zip(channels, sides, strict=True)]
-        whitened = config.residual == "whitened"
-        self.gaussians = cast("Sequence[PositionGaussian]", nn.ModuleList(gaussians if whitened else []))
+        # Made only where they are used: those of the paper's 1792 channels on 64x64 would take 26 GB.
+        shapes = zip(channels, sides, strict=True) if config.residual == "whitened" else ()
+        gaussians = nn.ModuleList(PositionGaussian(c, side) for c, side in shapes)
+        self.gaussians = cast("Sequence[PositionGaussian]", gaussians)
 
     def extract(self, image: Tensor) -> Features:
         """One (N, C, H, W) level a block, projected where it is wide."""
