@@ -233,6 +233,26 @@ def test_folders_without_good_images_are_refused_saying_what_is_there(tmp_path, 
         load(tmp_path)
 
 
+@pytest.mark.parametrize("mask", ["004_mask.png", "004_GT.bmp", "004_label.png"])
+def test_masks_among_good_images_are_refused(tmp_path, mask):
+    fill(tmp_path, [*numbered(9), "big_label.png", "_mask.png"])
+    assert len(load(tmp_path).good) == 11
+    fill(tmp_path, [mask])
+    with pytest.raises(DatasetError, match=rf"{mask} looks like a mask beside its image: keep masks in ground_truth"):
+        load(tmp_path)
+
+
+def test_a_root_of_plain_folders_with_tests_keeps_their_good_images(tmp_path):
+    for name in ("cap", "lid"):
+        fill(tmp_path / name / "good", numbered(4))
+        fill(tmp_path / name / "test" / "good", ["a.png"])
+        fill(tmp_path / name / "test" / "hole", ["b.png"])
+    assert [(dataset.name, len(dataset.good), len(dataset.test)) for dataset in load_all(tmp_path)] == [
+        ("cap", 4, 2),
+        ("lid", 4, 2),
+    ]
+
+
 def test_what_is_no_folder_is_refused(tmp_path):
     fill(tmp_path, ["a.png"])
     with pytest.raises(DatasetError, match=r"a\.png is a file; a folder of images was expected"):

@@ -22,7 +22,7 @@ class Dataset:
     """Images of one product.
 
     Attributes:
-        name: The folder's name.
+        name: What tables call it: the folder's name, or one that says more.
         root: The folder.
         good: Good images to fit on, sorted; none of them is in `test`.
         test: Labelled images to test on, sorted; may be empty.

@@ -31,6 +31,9 @@ from makel.errors import DatasetError
 from makel.images import SUFFIXES, find, shown
 from makel.types import Sample
 
+MASK_ENDINGS = ("_mask", "_GT", "_label")
+"""What the names of masks that lie beside their images have in addition, in datasets seen so far."""
+
 TEST_SHARE = 0.2
 """Share of the good images kept for testing where defects lie beside them."""
 
@@ -39,7 +42,7 @@ def read(root: Path) -> Dataset:
     """Good images, with the defects beside them.
 
     Raises:
-        DatasetError: There are no good images, or two folders of them.
+        DatasetError: There are no good images, or two folders of them, or masks among them.
     """
     folders = [folder for folder in subfolders(root) if folder.name.lower() not in MASK_FOLDERS]
     good_folders = [folder for folder in folders if is_good_name(folder.name)]
@@ -61,6 +64,7 @@ def read(root: Path) -> Dataset:
         raise DatasetError(
             f"{shown(sources[0])} holds {content(sources[0])}; expected were images ({', '.join(SUFFIXES)})"
         )
+    _refuse_masks(good)
     if (test := root / "test").is_dir():
         return Dataset(root.name, root, good, read_test(test, root))
     kinds = [folder for folder in folders if folder not in good_folders]
@@ -69,6 +73,17 @@ def read(root: Path) -> Dataset:
         return Dataset(root.name, root, good)
     fit, kept = _keep_for_test(good)
     return Dataset(root.name, root, fit, with_masks(kept + defects, root))
+
+
+def _refuse_masks(good: tuple[Sample, ...]) -> None:
+    """An image that lies there with its mask may be a defect, and a mask is no image."""
+    stems = {sample.image_path.stem for sample in good}
+    for path in (sample.image_path for sample in good):
+        if any(path.stem.endswith(ending) and path.stem.removesuffix(ending) in stems for ending in MASK_ENDINGS):
+            raise DatasetError(
+                f"{shown(path)} looks like a mask beside its image: keep masks in ground_truth/KIND, and only good "
+                "images here"
+            )
 
 
 def _keep_for_test(good: tuple[Sample, ...]) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
