@@ -23,7 +23,7 @@ ROOMS = {
     "model": BASE | {"", "images", "calibration"},
     "evaluation": READING | {""},
     "methods": BASE | {"model", "training"},
-    "training": READING | {"", "datasets", "methods"},
+    "training": READING | {"", "datasets", "evaluation", "methods"},
     "api": READING | {"datasets", "evaluation"},
     "station": READING | {"", "evaluation"},
     "scale": READING | {"", "datasets", "evaluation"},

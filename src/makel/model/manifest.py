@@ -23,6 +23,7 @@ from makel.images import Preparation
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "model.json"
 ONNX_NAME = "model.onnx"
+REPORT_NAME = "report.html"
 WEIGHTS_NAME = "weights.safetensors"
 
 Runtime = Literal["onnx", "torch"]

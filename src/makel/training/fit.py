@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -25,16 +25,27 @@ from makel.calibration import calibrate as fit_calibration
 from makel.calibration import images_needed
 from makel.datasets import Dataset, digest, folds, load, split
 from makel.errors import DatasetError, ImageError, UsageError
+from makel.evaluation.report import find_doubtful, write_fit_report
 from makel.images import Preparation, decode_all
 from makel.methods import load as load_method
 from makel.model import folder as model_folder
 from makel.model import golden
-from makel.model.manifest import ONNX_NAME, WEIGHTS_NAME, Backbone, Draft, Fit, Manifest, Method, Provenance
+from makel.model.manifest import (
+    ONNX_NAME,
+    REPORT_NAME,
+    WEIGHTS_NAME,
+    Backbone,
+    Draft,
+    Fit,
+    Manifest,
+    Method,
+    Provenance,
+)
 from makel.model.session import Runner, Session
 from makel.training import backbones
 from makel.training.detector import Detector, DetectorConfig
 from makel.training.export import check_parity, export_onnx, torch_scores
-from makel.training.features import FeatureCache, Progress, extract
+from makel.training.features import FeatureCache, Progress, extract, extract_shared
 from makel.training.loop import Checkpoint, train
 from makel.training.torch_session import TorchSession
 from makel.types import Sample
@@ -129,12 +140,14 @@ def fit(
     size: int | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
+    settings: Mapping[str, Any] | None = None,
     false_reject: float = 0.01,
     calibrate: Scheme = "holdout",
     holdout: float = 0.2,
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
+    features: str | os.PathLike[str] | None = None,
     progress: Progress | None = None,
 ) -> FitSummary:
     """Learn from good images what a product looks like, and write a model folder.
@@ -149,6 +162,7 @@ def fit(
         size: Overrides the preset's side of the square input image, in pixels.
         epochs: Overrides the preset's passes over the images.
         batch_size: Overrides the preset's images a training step.
+        settings: Overrides any other settings of the method's `Config`.
         false_reject: Share of good parts that may be rejected; the summary says whether the images can promise it.
         calibrate: "holdout": thresholds from images kept out of the fit; "cross": from every image, each scored by a
             model of a fold that did not see it, and the final model is fitted on all.
@@ -156,6 +170,7 @@ def fit(
         seed: Seed of everything random.
         device: "auto", "cpu", "cuda" or "mps".
         resume: Go on with an interrupted fit of the same images and settings.
+        features: A folder where fits share features (`makel.training.features.extract_shared`); None to share none.
         progress: Called with (stage, done, total).
 
     Returns:
@@ -175,6 +190,7 @@ def fit(
     detector_class = load_method(method)
     given = {"backbone": backbone, "blocks": tuple(blocks) if blocks else None, "size": size, "epochs": epochs}
     changes = {key: value for key, value in {**given, "batch_size": batch_size}.items() if value is not None}
+    changes = {**(settings or {}), **changes}
     config = detector_class.config_class.preset(preset, **changes)
     where = choose_device(device)
     images_needed(false_reject)  # refuses a budget that is none, before anything is spent
@@ -188,14 +204,19 @@ def fit(
         with watch.stage("backbone"):
             detector = build_detector(detector_class, config, seed).to(where)
         with watch.stage("features"):
-            extraction = extract(
-                detector,
-                [sample.image_path for sample in to_fit],
-                preparation,
-                device=where,
-                folder=work,
-                progress=progress,
-            )
+            if features is None:
+                extraction = extract(
+                    detector,
+                    [sample.image_path for sample in to_fit],
+                    preparation,
+                    device=where,
+                    folder=work,
+                    progress=progress,
+                )
+            else:
+                extraction = extract_shared(
+                    detector, to_fit, dataset.good, preparation, device=where, folder=Path(features), progress=progress
+                )
             fitted = set(extraction.paths)
             to_fit = tuple(sample for sample in to_fit if sample.image_path in fitted)
         with watch.stage("training"):
@@ -223,6 +244,7 @@ def fit(
             parity = check_parity(held_out.images, names, trained, session, calibration.image_threshold)
             quantised = golden.quantise(held_out.images[:N_GOLDEN])
             golden.write(stage, quantised, session.run(golden.restore(quantised)))
+        used = fitted | set(held_out.paths)
         (stage / "log.jsonl").write_text(history.to_jsonl(), encoding="utf-8")
         draft = Draft(
             method=method_section,
@@ -231,7 +253,7 @@ def fit(
             calibration=calibration,
             provenance=Provenance(
                 data_name=dataset.name,
-                data_digest=digest(dataset.good),
+                data_digest=digest([sample for sample in (*parts.fit, *parts.calibrate) if sample.image_path in used]),
                 n_fit=len(to_fit),
                 n_calibrate=calibration.n,
                 seed=seed,
@@ -249,10 +271,19 @@ def fit(
             parity=parity,
             runtime="onnx" if detector.exports else "torch",
         )
+        unreadable = tuple(str(error) for error in (*extraction.unreadable, *held_out.unreadable))
+        write_fit_report(
+            stage / REPORT_NAME,
+            draft,
+            losses=[epoch["loss"] for epoch in history.epochs],
+            doubtful=find_doubtful(
+                extraction.paths if calibrate == "cross" else held_out.paths, scores, session.run, preparation
+            ),
+            unreadable=unreadable,
+        )
         manifest = model_folder.write(target, stage, draft)
         shutil.rmtree(work)
-    unreadable = (*extraction.unreadable, *held_out.unreadable)
-    return FitSummary(target, manifest, tuple(str(error) for error in unreadable))
+    return FitSummary(target, manifest, unreadable)
 
 
 def choose_device(name: str) -> torch.device:
