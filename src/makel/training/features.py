@@ -1,13 +1,17 @@
 """Features of the frozen part, computed once for every image and trained on from a cache.
 
 That alone turns hours into a minute on a CPU. The cache holds half precision, in memory up to `MEMORY_LIMIT_BYTES` and
-in a memory-mapped file beside the model folder beyond that.
+in a memory-mapped file beside the model folder beyond that. Fits that differ in seed or method alone can share one, in
+a folder of their own.
 """
 
 from __future__ import annotations
 
+import json
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +19,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from makel.datasets import distinct, hashes
 from makel.errors import DatasetError, ImageError, TrainingError
 from makel.images import Preparation, decode_all
 from makel.training.detector import Detector, Features
+from makel.types import Sample
 
 MEMORY_LIMIT_BYTES = 1 << 30
 
@@ -136,6 +142,104 @@ def extract(
         raise DatasetError(f"none of {len(paths)} images can be read; the first says: {unreadable[0]}")
     cache = FeatureCache(levels, device, rows=np.arange(len(done)))
     return Extraction(cache, tuple(done), tuple(unreadable))
+
+
+def extract_shared(
+    detector: Detector,
+    samples: Sequence[Sample],
+    good: Sequence[Sample],
+    preparation: Preparation,
+    *,
+    device: torch.device,
+    folder: Path,
+    progress: Progress,
+) -> Extraction:
+    """What `extract` gives, out of features of all good images of a dataset that several fits share.
+
+    They are computed by whoever needs them first, and depend on the bytes of the images, the preparation and the frozen
+    part of the detector, which tells itself by what it makes of a fixed probe: detectors that agree there share,
+    whatever their method or seed. They stand in a folder of their own below `folder`, which appears whole or not at
+    all and is only read from then on, also by several processes at once; any of them may be renamed and removed.
+
+    Args:
+        detector: Only its `extract` is used.
+        samples: The images wanted, among `good`.
+        good: All good images of the dataset.
+        preparation: How they are prepared.
+        device: Where to compute, and where batches are wanted.
+        folder: Where shared features stand; it is made where absent.
+        progress: Called as images are done.
+
+    Raises:
+        DatasetError: None of the images can be read.
+        TrainingError: Features are not finite in half precision.
+        OSError: The folder cannot be written.
+    """
+    everyone = distinct(good)
+    place = folder / _shared_key(detector, hashes(everyone), preparation, device)
+    found = _open_shared(place)
+    if found is None:
+        _write_shared(detector, everyone, preparation, device, place, progress)
+        found = _open_shared(place)
+    if found is None:
+        raise TrainingError(f"the shared features in {place} vanished while they were opened: allow them more room")
+    levels, row_of = found
+    wanted = hashes(samples)
+    readable = [(sample.image_path, row_of[key]) for sample, key in zip(samples, wanted, strict=True) if key in row_of]
+    others = [sample.image_path for sample, key in zip(samples, wanted, strict=True) if key not in row_of]
+    errors = [image for _, image in decode_all(others, preparation=preparation) if isinstance(image, ImageError)]
+    if not readable:
+        raise DatasetError(f"none of {len(samples)} images can be read; the first says: {errors[0]}")
+    progress("features", len(readable), len(readable))
+    cache = FeatureCache(levels, device, rows=np.array([row for _, row in readable], np.int64))
+    return Extraction(cache, tuple(path for path, _ in readable), tuple(errors))
+
+
+def _shared_key(detector: Detector, image_hashes: Sequence[str], preparation: Preparation, device: torch.device) -> str:
+    size = preparation.size
+    probe = torch.from_numpy(np.random.default_rng(0).random((2, 3, size, size), np.float32))
+    key = sha256(json.dumps([sorted(image_hashes), asdict(preparation), device.type]).encode())
+    with torch.no_grad():
+        for level in detector.extract(probe.to(device)):
+            key.update(str(tuple(level.shape)).encode() + level.half().cpu().numpy().tobytes())
+    return key.hexdigest()[:32]
+
+
+def _open_shared(place: Path) -> tuple[list[NDArray[np.float16]], dict[str, int]] | None:
+    """The levels, mapped, and the row of each image by the hash of its bytes; None where nobody has computed them."""
+    try:
+        index = json.loads((place / "index.json").read_text(encoding="utf-8"))
+        levels = [np.load(place / f"{level}.npy", mmap_mode="r") for level in range(index["levels"])]
+        (place / "index.json").touch()  # says when it was last of use
+    except FileNotFoundError:
+        return None
+    return levels, index["rows"]
+
+
+def _write_shared(
+    detector: Detector,
+    good: Sequence[Sample],
+    preparation: Preparation,
+    device: torch.device,
+    place: Path,
+    progress: Progress,
+) -> None:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".") as name:
+        work, whole = Path(name), Path(name) / "whole"
+        whole.mkdir()
+        paths = [sample.image_path for sample in good]
+        done = extract(detector, paths, preparation, device=device, folder=work, progress=progress)
+        for number, level in enumerate(done.cache.levels):
+            np.save(whole / f"{number}.npy", level[: len(done.paths)])
+        hash_of = dict(zip(paths, hashes(good), strict=True))
+        index = {"levels": len(done.cache.levels), "rows": {hash_of[path]: row for row, path in enumerate(done.paths)}}
+        (whole / "index.json").write_text(json.dumps(index), encoding="utf-8")
+        try:
+            whole.rename(place)
+        except OSError:
+            if not place.is_dir():  # else somebody else was first, and has the same
+                raise
 
 
 def _allocate(features: Sequence[Tensor], n: int, folder: Path, memory_limit: int) -> Iterator[NDArray[np.float16]]:
