@@ -18,6 +18,7 @@ import tiny_model
 from makel.errors import ImageError, ModelFolderError, UsageError
 from makel.model.inspector import Inspector
 from makel.types import Scores, Verdict
+from peak_memory import PEAK_MIB
 
 GREY = 128
 """Mid grey: |128 / 255 - 0.5| = 0.00196 is the lowest score a grey of 8 bits has."""
@@ -239,20 +240,18 @@ def test_scores_are_raw(inspector: Inspector) -> None:
     np.testing.assert_allclose(inspector.scores(images).image, tiny_model.expected(images).image, atol=1e-6)
 
 
-COLD = """
+COLD = (
+    PEAK_MIB
+    + """
 import json, sys, time
 import makel
 verdict = makel.Inspector.load(sys.argv[1]).inspect(sys.argv[2])
-try:
-    import resource
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-except ImportError:
-    peak_mib = 0
 names = {"torch", "timm", "torchvision", "onnx", "matplotlib", "pandas", "scipy", "tifffile", "typer"}
 heavy = sorted(names & set(sys.modules))
 cpu_s = time.process_time()
-print(json.dumps({"verdict": verdict.verdict, "peak_mib": peak_mib, "cpu_s": cpu_s, "heavy": heavy}))
+print(json.dumps({"verdict": verdict.verdict, "peak_mib": peak_mib(), "cpu_s": cpu_s, "heavy": heavy}))
 """
+)
 
 
 def test_a_cold_process_inspects_soon_and_small(tmp_path: Path) -> None:
