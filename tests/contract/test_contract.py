@@ -34,11 +34,13 @@ class Tiny:
 
     Attributes:
         settings: Changes to its preset `fast` under which it fits in about a second.
+        longer: Further changes where planted defects are to be found, for a method that needs more training for it.
         image_floor: AUROC of image scores that planted defects must reach.
         pixel_floor: AUROC of map values, likewise.
     """
 
     settings: dict = field(default_factory=dict)
+    longer: dict = field(default_factory=dict)
     image_floor: float = 0.95
     pixel_floor: float = 0.9
 
@@ -53,8 +55,10 @@ TINY = {
     "skip_ae": Tiny({**_FEATURES, "epochs": 10, "widths": (8, 16, 16), "skips": (0, 8)}),
     # Sixty updates teach these little: the floors only say that a defect is not taken for better than good.
     "anogan": Tiny({**_ADVERSARIAL, "search_steps": 20}, image_floor=0.6, pixel_floor=0.6),
-    "ganomaly": Tiny(_ADVERSARIAL, image_floor=0.6, pixel_floor=0.6),
-    "skip_ganomaly": Tiny(_ADVERSARIAL, image_floor=0.6, pixel_floor=0.6),
+    "skip_ganomaly": Tiny(_ADVERSARIAL, image_floor=0.8),
+    # Its image score compares two codes and no part of the image: after 60 updates three seeds gave 0.49, 0.49 and
+    # 0.55 (chance), after 240 they gave 0.76, 0.98 and 0.82. The map, a difference of images, found all after 60.
+    "ganomaly": Tiny(_ADVERSARIAL, longer={"iterations": 240}, image_floor=0.6),
 }
 
 every_method = pytest.mark.parametrize("name", methods.names())
@@ -90,12 +94,13 @@ class TinyNetwork(nn.Module):
         return features
 
 
-def build(name, seed=0):
+def build(name, seed=0, *, longer=False):
     """An unfitted detector of a method, by its row in TINY."""
     if name not in TINY:
         pytest.fail(f"method {name!r} has no tiny settings: add its row to TINY in {__file__}")
     detector_class = methods.load(name)
-    config = detector_class.config_class.preset("fast", **TINY[name].settings)
+    tiny = TINY[name]
+    config = detector_class.config_class.preset("fast", **{**tiny.settings, **(tiny.longer if longer else {})})
     backbone = None
     if config.backbone:
         backbone = Backbone.wrap(TinyNetwork(), name="tiny", channels=(12, 16, 20), strides=(4, 8, 16))
@@ -274,7 +279,11 @@ def test_a_constant_image_has_finite_scores(name):
 def test_planted_defects_score_higher(name):
     good = make_good(20, 5)
     defects, masks = plant_defects(make_good(20, 6), 7)
-    of_good, of_defects = score(fitted(name), good), score(fitted(name), defects)
+    detector = fitted(name)
+    if TINY[name].longer:
+        detector = build(name, longer=True)
+        fit(detector)
+    of_good, of_defects = score(detector, good), score(detector, defects)
     labels = np.repeat([0, 1], 20)
     image = roc_auc_score(labels, torch.cat([of_good.image, of_defects.image]))
     pixel = roc_auc_score(masks.ravel(), of_defects.anomaly_map.flatten())
@@ -302,7 +311,9 @@ def test_the_exported_model_scores_the_same_at_any_batch_size(name, tmp_path):
         found = session.run(images[:batch].numpy())
         assert found.image.shape == (batch,)
         assert found.anomaly_map.shape == (batch, 1, SIZE, SIZE)
-        off = np.abs(found.image - expected.image[:batch].numpy()).max()
-        map_off = np.abs(found.anomaly_map - expected.anomaly_map[:batch].numpy()).max()
-        assert off <= RELATIVE_TOLERANCE * float(expected.image.median())
-        assert map_off <= 10 * RELATIVE_TOLERANCE * float(expected.anomaly_map.mean())
+        # Relative, for each number: a planted defect scores up to 10,000 times what a good image does.
+        np.testing.assert_allclose(found.image, expected.image[:batch], rtol=RELATIVE_TOLERANCE)
+        for got, wanted in zip(found.anomaly_map, expected.anomaly_map.numpy(), strict=False):
+            np.testing.assert_allclose(
+                got, wanted, rtol=10 * RELATIVE_TOLERANCE, atol=RELATIVE_TOLERANCE * float(np.median(wanted))
+            )
