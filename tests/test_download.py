@@ -2,6 +2,7 @@ import pytest
 
 from makel.datasets import check_mvtec_ad, load, load_all
 from makel.datasets.download import MVTEC_AD, is_mvtec_ad
+from makel.errors import DatasetError
 
 
 def fill(folder, count, ending=".png"):
@@ -69,4 +70,6 @@ def test_a_few_categories_are_no_download_cut_short(tmp_path, capsys):
     assert len(load_all(tmp_path)) == 2
     assert len(load(tmp_path / "wood").good) == 3
     assert capsys.readouterr().err == ""
-    assert check_mvtec_ad(tmp_path)[1] == "bottle: 3 images in train/good, 209 were published"
+    assert check_mvtec_ad(str(tmp_path))[1] == "bottle: 3 images in train/good, 209 were published"
+    with pytest.raises(DatasetError, match="gone is not there; a folder of images was expected"):
+        check_mvtec_ad(tmp_path / "gone")

@@ -140,3 +140,10 @@ def test_half_a_pair_of_the_second_dataset_is_refused(sdd2):
     (sdd2 / "test" / "20001_GT.png").unlink()
     with pytest.raises(DatasetError, match=r"1 files are an image without its mask .*test/20001\.png"):
         load(sdd2)
+
+
+def test_half_a_dataset_given_as_good_images_is_refused(sdd, sdd2):
+    with pytest.raises(DatasetError, match=r"10000_GT\.png looks like a mask beside its image"):
+        load(sdd2 / "train")
+    with pytest.raises(DatasetError, match=r"Part0_label\.bmp looks like a mask beside its image"):
+        load(sdd / "kos01")

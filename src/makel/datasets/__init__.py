@@ -16,7 +16,7 @@ from typing import Protocol
 
 from makel.datasets import btad, folder, kolektor_sdd, kolektor_sdd2, mvtec_ad, visa
 from makel.datasets.contents import digest, hashes
-from makel.datasets.dataset import Dataset, subfolders
+from makel.datasets.dataset import Dataset, as_folder, subfolders
 from makel.datasets.download import check_mvtec_ad, is_mvtec_ad
 from makel.datasets.splits import distinct, folds, refuse_defects, refuse_overlap, split
 from makel.errors import DatasetError
@@ -63,7 +63,7 @@ def load(data: str | os.PathLike[str]) -> Dataset:
     Raises:
         DatasetError: There is no such folder, or it is in none of these layouts.
     """
-    root = _root(data)
+    root = as_folder(data)
     try:
         if layout := _layout(root):
             return layout.read(root)
@@ -85,7 +85,7 @@ def load_all(data: str | os.PathLike[str]) -> list[Dataset]:
     Raises:
         DatasetError: As `load`.
     """
-    root = _root(data)
+    root = as_folder(data)
     try:
         categories = _categories(root)
         for finding in check_mvtec_ad(root) if is_mvtec_ad(root) else ():
@@ -93,15 +93,6 @@ def load_all(data: str | os.PathLike[str]) -> list[Dataset]:
     except OSError as error:
         raise DatasetError(f"{shown(root)} cannot be read: {error.strerror}") from error
     return [load(category) for category in categories or [root]]
-
-
-def _root(data: str | os.PathLike[str]) -> Path:
-    root = Path(os.path.abspath(data))  # noqa: PTH100, `resolve` would replace a link's name by its target's
-    if not root.is_dir():
-        raise DatasetError(
-            f"{shown(data)} is {'a file' if root.exists() else 'not there'}; a folder of images was expected"
-        )
-    return root
 
 
 def _layout(root: Path) -> _Layout | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,20 @@ class Dataset:
     root: Path
     good: tuple[Sample, ...]
     test: tuple[Sample, ...] = ()
+
+
+def as_folder(data: str | os.PathLike[str]) -> Path:
+    """The absolute path of a folder that was named.
+
+    Raises:
+        DatasetError: There is no such folder.
+    """
+    root = Path(os.path.abspath(data))  # noqa: PTH100, `resolve` would replace a link's name by its target's
+    if not root.is_dir():
+        raise DatasetError(
+            f"{shown(data)} is {'a file' if root.exists() else 'not there'}; a folder of images was expected"
+        )
+    return root
 
 
 def is_good_name(name: str) -> bool:

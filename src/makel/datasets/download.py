@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from makel.datasets import mvtec_ad
-from makel.datasets.dataset import listed, subfolders
+from makel.datasets.dataset import as_folder, listed, subfolders
 from makel.errors import DatasetError
 
 MVTEC_AD = {
@@ -34,19 +35,22 @@ def is_mvtec_ad(root: Path) -> bool:
     return 2 * sum((root / name).is_dir() for name in MVTEC_AD) > len(MVTEC_AD)
 
 
-def check_mvtec_ad(root: Path) -> tuple[str, ...]:
+def check_mvtec_ad(data: str | os.PathLike[str]) -> tuple[str, ...]:
     """Compare a folder with MVTec AD as published.
 
     Whatever is found, what is there can be fitted on; only its figures do not compare with published ones.
 
     Args:
-        root: The folder that holds the categories.
+        data: The folder that holds the categories.
 
     Returns:
         What is missing or odd, one line each: absent categories, folders that are none, counts that differ, defects
         without a mask, and categories that cannot be read. Nothing where all is as published.
+
+    Raises:
+        DatasetError: There is no such folder.
     """
-    found = {folder.name: folder for folder in subfolders(root)}
+    found = {folder.name: folder for folder in subfolders(as_folder(data))}
     lines = []
     if absent := [name for name in MVTEC_AD if name not in found]:
         lines.append(f"{len(absent)} of {len(MVTEC_AD)} categories are absent: {', '.join(absent)}")
