@@ -43,6 +43,9 @@ def evaluate(
         print(json.dumps(evaluation.to_json()))
     else:
         print("\n".join([*evaluation.lines(), f"report         {report}"]))
+    if unmarked := evaluation.unmarked():
+        print(f"makel: {unmarked}", file=sys.stderr)
     if evaluation.failures:
-        print(f"makel: {len(evaluation.failures)} images or masks could not be used", file=sys.stderr)
+        what = "image or mask" if len(evaluation.failures) == 1 else "images or masks"
+        print(f"makel: {len(evaluation.failures)} {what} could not be used", file=sys.stderr)
         raise typer.Exit(CODES[ImageError][0])

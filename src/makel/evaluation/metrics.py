@@ -17,6 +17,9 @@ from makel.errors import UsageError
 EXACT_PIXELS = 1 << 24
 """Pixels that `PixelCurves` keeps as they are: 256 maps of 256x256, 64 MB."""
 
+MAX_BINS = 1 << 27
+"""Bins of the histogram that `PixelCurves` counts in beyond that: 512 MB."""
+
 PLOT_POINTS = 500
 AUPRO_LIMIT = 0.30
 AUPRO_STRICT_LIMIT = 0.05
@@ -117,9 +120,9 @@ class PixelCurves:
     Exactness: every float32 score counts as it is, ties too, and the results equal scikit-learn's up to the rounding
     of float64. Up to `exact_pixels` pixels that holds for any scores. Past that, pixels are counted in a histogram
     with a bin for every float32, which takes 32 MB for each factor of two that the scores span. Scores that span more
-    than a factor of 65,000 would pass its limit of about 512 MB: then neighbouring floats begin to share bins, those
-    in one bin count as ties, and `Curves.exact` is False. (Fewer bits would be faster and never exact: rounding leaves
-    its own pattern in the last bits, which moved AUROC by 1e-8 and average precision by 1e-7.)
+    than a factor of 65,000 would pass its limit of 512 MB (`max_bins`): then neighbouring floats begin to share bins,
+    those in one bin count as ties, and `Curves.exact` is False. (Fewer bits would be faster and never exact: rounding
+    leaves its own pattern in the last bits, which moved AUROC by 1e-8 and average precision by 1e-7.)
 
     Pixels of defects are kept besides, 20 bytes for every different score among them.
 
@@ -130,13 +133,20 @@ class PixelCurves:
         1.0
     """
 
-    def __init__(self, *, exact_pixels: int = EXACT_PIXELS) -> None:
+    def __init__(self, *, exact_pixels: int = EXACT_PIXELS, max_bins: int = MAX_BINS) -> None:
         """Start with no pixels.
 
         Args:
             exact_pixels: Pixels to keep as they are before counting by bits; 0 counts by bits from the first map.
+            max_bins: Bins of the histogram, 4 bytes each, before neighbouring floats share one: a power of two.
+
+        Raises:
+            UsageError: `max_bins` is not a power of two, or below 65,536, or above the 2**32 floats there are.
         """
+        if max_bins.bit_count() != 1 or not _PAGES <= max_bins <= 1 << 32:
+            raise UsageError(f"max_bins is {max_bins}; expected a power of two from {_PAGES} to {1 << 32}")
         self.exact_pixels = exact_pixels
+        self.max_bins = max_bins
         self.n_pixels = 0
         self.n_regions = 0
         self._kept: list[NDArray[np.uint32]] = []
@@ -178,7 +188,7 @@ class PixelCurves:
         self._defects += other._defects
         if other._histogram is not None:
             if self._histogram is None:
-                self._histogram = _BitHistogram()
+                self._histogram = _BitHistogram(self.max_bins)
             self._histogram.include(other._histogram)
         self._fold()
 
@@ -202,7 +212,7 @@ class PixelCurves:
             exact=self._histogram is None or self._histogram.shift == 0,
         )
 
-    def _add_defects(self, keys: NDArray[np.uint32], regions: NDArray[np.integer]) -> None:
+    def _add_defects(self, keys: NDArray[np.uint32], regions: NDArray[np.intp]) -> None:
         at = np.flatnonzero(regions)
         if at.size == 0:
             return
@@ -214,7 +224,7 @@ class PixelCurves:
     def _fold(self) -> None:
         """Keep the memory within bounds: maps go into the histogram, equal scores of defects into one entry."""
         if self._histogram is None and self.n_pixels > self.exact_pixels:
-            self._histogram = _BitHistogram()
+            self._histogram = _BitHistogram(self.max_bins)
         if self._histogram is not None:
             for keys in self._kept:
                 self._histogram.count(keys)
@@ -258,8 +268,8 @@ class _BitHistogram:
         max_bins: Bins of all pages together, 4 bytes each, before `shift` grows by one.
     """
 
-    def __init__(self, *, shift: int = 0, max_bins: int = 1 << 27) -> None:
-        self.shift = shift
+    def __init__(self, max_bins: int) -> None:
+        self.shift = 0
         self.max_bins = max_bins
         self.n_pixels = 0
         self._pages = np.empty(0, np.intp)  # leading bits of each page, in the order the pages were opened
@@ -276,13 +286,13 @@ class _BitHistogram:
         np.add.at(self._bins, places, self._bins.dtype.type(1) if times is None else times)
 
     def include(self, other: _BitHistogram) -> None:
+        while self.shift < other.shift:
+            self._halve()
         page_size = 1 << (_PAGE_BITS - other.shift)
         for start, page in zip(range(0, other._bins.size, page_size), other._pages.tolist(), strict=False):
             bins = other._bins[start : start + page_size]
             used = np.flatnonzero(bins)
             self.count((page << _PAGE_BITS | used << other.shift).astype(np.uint32), bins[used])
-        while self.shift < other.shift:
-            self._halve()
 
     def ranks(self, keys: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """For each of these (K,) ascending keys, pixels in lower bins, and pixels in lower bins or its own."""
@@ -338,7 +348,7 @@ class _BitHistogram:
         self._offset[self._pages] = (np.arange(self._pages.size) - self._pages) << (_PAGE_BITS - self.shift)
 
 
-def _check_regions(regions: NDArray[np.integer], shape: tuple[int, ...]) -> NDArray[np.integer]:
+def _check_regions(regions: NDArray[np.integer], shape: tuple[int, ...]) -> NDArray[np.intp]:
     """(H*W,) the regions, when they fit a map of this shape."""
     if regions.shape != shape or regions.dtype.kind not in "iu":
         raise UsageError(
@@ -350,7 +360,7 @@ def _check_regions(regions: NDArray[np.integer], shape: tuple[int, ...]) -> NDAr
             f"regions are numbered from {regions.min()} to {regions.max()}; expected 0 on good pixels and 1, 2, ... on "
             "the connected regions"
         )
-    return regions.ravel()
+    return regions.ravel().astype(np.intp, copy=False)
 
 
 def _ordered_keys(anomaly_map: NDArray[np.float32]) -> NDArray[np.uint32]:

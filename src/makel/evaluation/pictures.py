@@ -142,13 +142,18 @@ class Heat:
         typical = float(np.median([np.median(each) for each in maps]))
         return cls(typical, pixel_threshold, max(float(each.max()) for each in maps))
 
+    @property
+    def end(self) -> float:
+        """The score of the last colour: the hottest, yet at least as far above the threshold as typical is below."""
+        return max(self.hottest, 2 * self.threshold - self.typical)
+
     def level(self, anomaly_map: NDArray[np.float32]) -> NDArray[np.float64]:
         """Colours in [0, 1]: linear up to the threshold, with the logarithm of the excess above it."""
         span = self.threshold - self.typical
         if span <= 0:  # half of all pixels are above the threshold: only above and below are left to tell apart
             return (anomaly_map > self.threshold).astype(np.float64)
         excess = (anomaly_map.astype(np.float64) - self.typical) / span
-        top = max(2.0, (self.hottest - self.typical) / span)
+        top = (self.end - self.typical) / span
         above = _AT_THRESHOLD + (1 - _AT_THRESHOLD) * np.log(np.maximum(excess, 1)) / np.log(top)
         return np.clip(np.where(excess > 1, above, _AT_THRESHOLD * excess), 0, 1)
 
@@ -208,7 +213,9 @@ def _order(group: Group, score: float) -> float:
 
 
 def _outlined(picture: NDArray[np.uint8], inside: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    lines, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    for colour, width_px in (((0, 0, 0), 3), (_OUTLINE, 1)):  # a dark seam, or white vanishes on white
-        cv2.drawContours(picture, lines, -1, colour, width_px, cv2.LINE_AA)
+    # Around the region, not on its rim: a region of one pixel stays visible.
+    # And with a dark seam, or white vanishes on white.
+    for width_px, colour in ((2, (0, 0, 0)), (1, _OUTLINE)):
+        grown = cv2.dilate(inside, np.ones((2 * width_px + 1, 2 * width_px + 1), np.uint8))
+        picture[(grown > 0) & (inside == 0)] = colour
     return picture

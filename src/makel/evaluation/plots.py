@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from numpy.typing import ArrayLike, NDArray
 
 _WIDTH, _HEIGHT = 520, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 22, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 26, 44
 _BINS = 40
 _LONG_TAIL = 12.0
 """Scores that span more than this factor are drawn on a logarithmic axis."""
@@ -39,7 +39,8 @@ class _Axis:
     def ticks(self, count: int = 5) -> list[float]:
         if self.logarithmic:
             steps = (1, 2, 5) if log10(self.high / self.low) < 2.5 else (1,)
-            powers = range(floor(log10(self.low)), ceil(log10(self.high)) + 1)
+            first, last = floor(log10(self.low)), ceil(log10(self.high))
+            powers = range(first, last + 1, max(1, (last - first) // 6))
             found = [step * 10.0**power for power in powers for step in steps]
             return [value for value in found if self.low <= value <= self.high]
         raw = (self.high - self.low) / count
@@ -172,7 +173,8 @@ def loss_plot(losses: Sequence[float]) -> Markup:
     elif log10(high / low) < 1:  # room for at least two marks
         low, high = 10 ** (floor(log10(low) * 3) / 3), 10 ** (ceil(log10(high) * 3) / 3)
     x = _Axis(1, max(2, values.size), _LEFT, _WIDTH - _RIGHT)
-    y = _Axis(low, high * 1.02 if high > low else low + 1, _HEIGHT - _BOTTOM, _TOP, logarithmic)
+    top = low + 1 if high == low else high * 1.02 if logarithmic else high + 0.02 * (high - low)
+    y = _Axis(low, top, _HEIGHT - _BOTTOM, _TOP, logarithmic)
     points = np.stack([np.arange(1, values.size + 1), values], axis=1)
     whole = [tick for tick in x.ticks() if tick == round(tick)]
     parts = [
@@ -207,9 +209,10 @@ def interval_bar(value: float | None, interval: tuple[float, float] | None) -> M
     if value is None or interval is None:
         return Markup("")
     low, high = interval
+    left_px, middle_px, right_px = (6 + 88 * rate for rate in (low, value, high))  # room for the dot at 0 and at 1
     inner = (
-        f'<path class="axis" d="M2 8H98"/><path class="whisker" d="M{2 + 96 * low:.1f} 8H{2 + 96 * high:.1f}"/>'
-        f'<circle class="mark" cx="{2 + 96 * value:.1f}" cy="8" r="4"/>'
+        f'<path class="axis" d="M6 8H94"/><path class="whisker" d="M{left_px:.1f} 8H{right_px:.1f}"/>'
+        f'<circle class="mark" cx="{middle_px:.1f}" cy="8" r="4"/>'
     )
     label = f"{100 * value:.1f} %, 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
     return Markup(f'<svg class="spark" viewBox="0 0 100 16" role="img" aria-label="{label}">{inner}</svg>')
@@ -227,20 +230,32 @@ def _score_axis(values: NDArray[np.float64]) -> _Axis:
 
 def _x_axis(axis: _Axis, label: str, ticks: Sequence[float] | None = None) -> list[str]:
     y = _HEIGHT - _BOTTOM
+    ticks = axis.ticks() if ticks is None else ticks
     parts = [f'<path class="axis" d="M{_LEFT} {y}H{_WIDTH - _RIGHT}"/>']
-    for tick in axis.ticks() if ticks is None else ticks:
+    for tick, name in zip(ticks, _tick_names(ticks), strict=True):
         x = float(axis.px(tick))
-        parts += [f'<path class="axis" d="M{x:.1f} {y}v4"/>', _text(x, y + 17, f"{tick:.4g}", anchor="middle")]
+        parts += [f'<path class="axis" d="M{x:.1f} {y}v4"/>', _text(x, y + 17, name, anchor="middle")]
     return [*parts, _text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, label, "label", "middle")]
 
 
 def _y_axis(axis: _Axis, label: str) -> list[str]:
     parts = []
-    for tick in axis.ticks():
+    ticks = axis.ticks()
+    for tick, name in zip(ticks, _tick_names(ticks), strict=True):
         y = float(axis.px(tick))
         parts.append(f'<path class="grid" d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}"/>')
-        parts.append(_text(_LEFT - 7, y + 4, f"{tick:.4g}", anchor="end"))
-    return [*parts, _text(4, _TOP - 9, label, "label")]
+        parts.append(_text(_LEFT - 7, y + 4, name, anchor="end"))
+    return [*parts, _text(4, _TOP - 12, label, "label")]
+
+
+def _tick_names(ticks: Sequence[float]) -> list[str]:
+    """With as many digits as tell them apart, four at least."""
+    names: list[str] = []
+    for digits in range(4, 18):
+        names = [f"{tick:.{digits}g}" for tick in ticks]
+        if len(set(names)) == len(ticks):
+            break
+    return names
 
 
 def _side_label(name: str, count: int, y: float) -> str:

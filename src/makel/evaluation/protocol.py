@@ -4,7 +4,8 @@ Nothing is learned from the test images: no threshold, no scaling, no choice of 
 
 1. Pixels count at the model's input size: the map as the session gives it, masks resized with nearest neighbour, and
    every pixel above 0 is defect. Images of different sizes thus count the same, as in the published tables.
-2. The pixels of good images count as good. Defects without a usable mask count among images, not among pixels.
+2. The pixels of good images count as good. Defects without a usable mask count among images, not among pixels; so do
+   those whose mask marks no pixel, or none that is left at the model's input size.
 3. Regions of the ground truth are 8-connected, at the model's input size.
 4. A defect kind is ranked against all good images of the test set, for pixels together with the good pixels of its own
    images.
@@ -170,7 +171,9 @@ class Evaluation:
         latency: None where no image could be inspected.
         failures: Path and reason, for each image that could not be inspected and each mask that could not be used.
         n_unlabelled: Samples that nobody labelled; they are left out.
-        n_unmarked: Defect images inspected whose pixels do not count, for want of a usable mask.
+        n_unmarked: Defect images inspected whose pixels do not count: without a mask, or one of `blank_masks`, or one
+            among the failures.
+        blank_masks: Masks that mark no pixel at the model's input size.
         seconds: Wall time of the whole evaluation.
         gallery: The few images worth showing, with truth and map.
     """
@@ -186,6 +189,7 @@ class Evaluation:
     failures: tuple[tuple[Path, str], ...]
     n_unlabelled: int
     n_unmarked: int
+    blank_masks: tuple[Path, ...]
     seconds: float
     gallery: tuple[Exhibit, ...] = field(default=(), repr=False)
 
@@ -211,20 +215,32 @@ class Evaluation:
             "n_defect": self.misses.of,
             "n_unlabelled": self.n_unlabelled,
             "n_unmarked": self.n_unmarked,
+            "blank_masks": [str(path) for path in self.blank_masks],
             "per_kind": {result.kind: result.to_json() for result in self.per_kind},
             "latency_ms": None if latency is None else {"p50": latency.p50, "p95": latency.p95, "p99": latency.p99},
             "failures": [{"path": str(path), "error": reason} for path, reason in self.failures],
         }
 
+    def unmarked(self) -> str | None:
+        """One line on the defects whose pixels do not count, or None where all do."""
+        if not self.n_unmarked:
+            return None
+        have = "has no usable mask and counts" if self.n_unmarked == 1 else "have no usable mask and count"
+        text = f"{self.n_unmarked} of {self.misses.of} defect images {have} among the images, not among the pixels"
+        if self.blank_masks:
+            marks = "mask marks" if len(self.blank_masks) == 1 else "masks mark"
+            text += f" ({len(self.blank_masks)} {marks} no pixel, such as {shown(self.blank_masks[0])})"
+        return text
+
     def lines(self) -> list[str]:
-        """The same for a person, five lines and the failures."""
+        """The figures for a person, five lines and the failures."""
         latency = self.latency
         speed = "not measured" if latency is None else f"{latency.p50:.1f} ms median, {latency.p99:.1f} ms p99"
         return [
             *(f"left out: {reason}" for _, reason in self.failures),
-            f"images         AUROC {_figure(self.image.auroc)}, AP {_figure(self.image.ap)}",
-            f"pixels         AUROC {_figure(self.pixel.auroc)}, AP {_figure(self.pixel.ap)}, "
-            f"AUPRO {_figure(self.pixel.aupro_30)} at 0.30 and {_figure(self.pixel.aupro_05)} at 0.05",
+            f"images         AUROC {figure(self.image.auroc)}, AP {figure(self.image.ap)}",
+            f"pixels         AUROC {figure(self.pixel.auroc)}, AP {figure(self.pixel.ap)}, "
+            f"AUPRO {figure(self.pixel.aupro_30)} at 0.30 and {figure(self.pixel.aupro_05)} at 0.05",
             f"false rejects  {_rate(self.false_rejects)} of the good images",
             f"misses         {_rate(self.misses)} of the defects",
             f"latency        {speed} for a decoded image",
@@ -289,6 +305,7 @@ def evaluate(
         failures=tuple(run.failures),
         n_unlabelled=len(samples) - len(labelled),
         n_unmarked=run.n_unmarked,
+        blank_masks=tuple(run.blank_masks),
         seconds=perf_counter() - started,
         gallery=run.gallery.exhibits(),
     )
@@ -304,6 +321,7 @@ class _Run:
         self.pixels: dict[str, PixelCurves] = {}  # by kind; "good" are the good images
         self.failures: list[tuple[Path, str]] = []
         self.n_unmarked = 0
+        self.blank_masks: list[Path] = []
         self.gallery = Gallery(inspector.calibration, white_level=inspector.manifest.preprocessing.white_level)
         self.kept: list[NDArray[Any]] = []
         self.kept_scores: list[float] = []
@@ -333,7 +351,10 @@ class _Run:
             rejected=score > calibration.image_threshold,
         )
         self.outcomes.append(outcome)
-        truth = self._truth(sample, image.shape[:2], anomaly_map.shape)
+        truth = None
+        if outcome.label == "defect":
+            truth = self._truth(sample, image.shape[:2], anomaly_map.shape)
+            self.n_unmarked += truth is None
         pixels = self.pixels.setdefault(outcome.kind, PixelCurves())
         # Without a single mask the pixels of good images would be all there is.
         if self._has_masks and outcome.label == "good":
@@ -346,31 +367,26 @@ class _Run:
     def _truth(
         self, sample: Sample, image_shape: tuple[int, ...], map_shape: tuple[int, ...]
     ) -> NDArray[np.uint8] | None:
-        """(H, W) uint8 of the map's size, 1 on defect; None for good images and where no mask can be used."""
-        if sample.label == "good":
+        """(H, W) uint8 of the map's size, 1 on defect; None where there is no mask, or none that can be used."""
+        if sample.mask_path is None:
             return None
         try:
-            if sample.mask_path is None:
-                self.n_unmarked += 1
-                return None
             mask = read(sample.mask_path)
             if mask.shape[:2] != image_shape:
                 raise ImageError(
                     f"{shown(sample.mask_path)} is {mask.shape[1]}x{mask.shape[0]} and its image "
                     f"{shown(sample.image_path)} {image_shape[1]}x{image_shape[0]}: a mask must have its image's size"
                 )
-            marked = np.asarray(mask.reshape(*mask.shape[:2], -1).max(axis=2) > 0, np.uint8)
-            if not marked.any():
-                raise ImageError(
-                    f"{shown(sample.mask_path)} marks no pixel, but {shown(sample.image_path)} is labelled a defect: "
-                    "mark it with values above 0"
-                )
         except ImageError as error:
-            self.failures.append((sample.mask_path or sample.image_path, str(error)))
-            self.n_unmarked += 1
+            self.failures.append((sample.mask_path, str(error)))
             return None
+        marked = np.asarray(mask.reshape(*mask.shape[:2], -1).max(axis=2) > 0, np.uint8)
         size = (map_shape[1], map_shape[0])
-        return np.asarray(cv2.resize(marked, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+        truth = np.asarray(cv2.resize(marked, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+        if not truth.any():  # all its pixels would count as good, those on the defect too
+            self.blank_masks.append(sample.mask_path)
+            return None
+        return truth
 
     def _keep(self, image: NDArray[Any], score: float) -> None:
         room = _KEPT_BYTES - sum(kept.nbytes for kept in self.kept)
@@ -439,8 +455,11 @@ def _list(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else list(interval)
 
 
-def _figure(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.4f}"
+def figure(value: float | None, *, undefined: str = "undefined") -> str:
+    """A metric in [0, 1] for a person: four digits, and only a perfect 1 reads as one."""
+    if value is None:
+        return undefined
+    return f"{value if value == 1 else min(value, 0.9999):.4f}"
 
 
 def _rate(rate: Rate) -> str:

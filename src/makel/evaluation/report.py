@@ -6,13 +6,13 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import version
 from math import ceil
 from os.path import commonpath
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from makel import __version__
 from makel.calibration import Calibration, images_needed
 from makel.evaluation import plots
 from makel.evaluation.pictures import Exhibit, Group, Heat, colours, data_uri, outline_truth, thumbnail
-from makel.evaluation.protocol import Evaluation, Outcome, Rate
+from makel.evaluation.protocol import Evaluation, Outcome, Rate, figure
 from makel.images import Preparation, prepare, read, shown
 from makel.model.manifest import Draft
 from makel.types import Scores
@@ -153,6 +153,8 @@ def write_evaluation_report(target: Path, evaluation: Evaluation, *, data_name: 
         ],
         "latency": _latency(evaluation),
         "promise": calibration.explain(),
+        "blank_masks": [shown(path) for path in evaluation.blank_masks[:_LISTED]],
+        "more_blank_masks": max(0, len(evaluation.blank_masks) - _LISTED),
         "failures": [reason for _, reason in evaluation.failures[:_LISTED]],
         "more_failures": max(0, len(evaluation.failures) - _LISTED),
         "provenance": [
@@ -160,7 +162,10 @@ def write_evaluation_report(target: Path, evaluation: Evaluation, *, data_name: 
                 "title": "The measurement",
                 "rows": [
                     ("images", f"{len(good)} good, {len(defect)} with defects"),
-                    ("not used", f"{len(evaluation.failures)} failures, {evaluation.n_unlabelled} without a label"),
+                    (
+                        "not used",
+                        f"{_count(len(evaluation.failures), 'failure')}, {evaluation.n_unlabelled} without a label",
+                    ),
                     (
                         "pixels",
                         f"{evaluation.pixel.n_good:,} good, {evaluation.pixel.n_defect:,} defect, in "
@@ -169,7 +174,7 @@ def write_evaluation_report(target: Path, evaluation: Evaluation, *, data_name: 
                     ("exactness", "exact" if evaluation.pixel.exact else "scores rounded to share histogram bins"),
                     ("took", f"{evaluation.seconds:.1f} s"),
                     ("machine", f"{platform.machine()} {platform.system()}, Python {platform.python_version()}"),
-                    ("runtime", f"onnxruntime {version('onnxruntime')}, numpy {np.__version__}"),
+                    ("runtime", f"onnxruntime {onnxruntime.__version__}, numpy {np.__version__}"),
                 ],
             },
             *_provenance(manifest),
@@ -346,13 +351,8 @@ def _remarks(evaluation: Evaluation) -> list[dict[str, Any]]:
                 f"{images_needed(calibration.requested_false_reject)} are needed."
             )
         )
-    if evaluation.n_unmarked:
-        found.append(
-            _doubt(
-                f"{_count(evaluation.n_unmarked, 'defect image')} without a usable mask: counted among the images, "
-                "not among the pixels."
-            )
-        )
+    if unmarked := evaluation.unmarked():
+        found.append(_doubt(f"{unmarked}."))
     if evaluation.failures:
         found.append(_doubt(f"{_count(len(evaluation.failures), 'file')} could not be used; listed below."))
     if not evaluation.pixel.exact:
@@ -446,7 +446,7 @@ def _confusion_row(name: str, wrong: Rate, *, pass_is_right: bool) -> dict[str, 
         "pass_is_right": pass_is_right,
         "rate": "–" if wrong.value is None else _percent(wrong.value),
         "bar": plots.interval_bar(wrong.value, wrong.interval_95),
-        "interval": _interval(wrong),
+        "interval": _interval_alone(wrong),
     }
 
 
@@ -482,10 +482,11 @@ def _scale(heat: Heat) -> Markup:
         f'<stop offset="{index / 32:.3f}" stop-color="rgb({red} {green} {blue})"/>'
         for index, (red, green, blue) in enumerate(strip.tolist())
     )
+    hottest = f"hottest {heat.hottest:.3g}" if heat.hottest >= heat.end else f"{heat.end:.3g}"
     names = (
-        (0, "start", f"ordinary {heat.typical:.3g}"),
+        (0, "start", f"ordinary {heat.typical:.3g}" if heat.typical < heat.threshold else "below"),
         (260, "middle", f"pixel threshold {heat.threshold:.3g}"),
-        (520, "end", f"hottest {heat.hottest:.3g}"),
+        (520, "end", hottest if heat.typical < heat.threshold else "above"),
     )
     labels = "".join(f'<text x="{x}" y="34" text-anchor="{anchor}">{escape(name)}</text>' for x, anchor, name in names)
     return Markup(
@@ -642,8 +643,7 @@ def _doubt(text: str) -> dict[str, Any]:
 
 
 def _figure(value: float | None) -> str:
-    """Four digits, rounded down so that only a perfect 1 reads as one."""
-    return "–" if value is None else f"{np.floor(value * 10_000) / 10_000:.4f}"
+    return figure(value, undefined="–")
 
 
 def _percent(rate: float) -> str:
@@ -651,10 +651,15 @@ def _percent(rate: float) -> str:
 
 
 def _interval(rate: Rate) -> str:
-    if rate.value is None or rate.interval_95 is None:
+    alone = _interval_alone(rate)
+    return alone if rate.value is None else f"{_percent(rate.value)}, 95 % interval {alone}"
+
+
+def _interval_alone(rate: Rate) -> str:
+    if rate.interval_95 is None:
         return "none tested"
     low, high = rate.interval_95
-    return f"{_percent(rate.value)}, 95 % interval {_percent(low)} to {_percent(high)}"
+    return f"{_percent(low)} to {_percent(high)}"
 
 
 def _count(number: int, what: str) -> str:
