@@ -1,0 +1,172 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from makel.errors import UsageError
+from makel.methods.skip_ae import Config, SkipAE
+from makel.training import loop
+
+CHANNELS, STRIDES = (2, 3, 5), (4, 8, 16)
+TINY_PAPER = {"size": 32, "grid": 8, "widths": (4, 4), "skips": (-1,)}
+
+
+def train(detector, cache, seed=0):
+    return loop.train(detector, cache, seed=seed, progress=lambda *_: None)
+
+
+@pytest.fixture
+def paper(shaped_backbone):
+    """The preset `paper` in small: 32 px, a grid of 8, two stages."""
+    torch.manual_seed(0)
+    return SkipAE(Config.preset("paper", **TINY_PAPER), shaped_backbone(CHANNELS, STRIDES))
+
+
+@pytest.fixture
+def levels():
+    generator = torch.Generator().manual_seed(1)
+    return tuple(
+        torch.rand(10, c, 32 // s, 32 // s, generator=generator) for c, s in zip(CHANNELS, STRIDES, strict=True)
+    )
+
+
+def concatenated(levels):
+    """FE(x) on the grid of 8: resized bilinearly and concatenated."""
+    fine, *coarse = levels
+    return torch.cat([fine, *(F.interpolate(level, (8, 8), mode="bilinear") for level in coarse)], 1)
+
+
+def reconstruct_constant(detector, value):
+    """Make AE(x) the same everywhere, so that equations can be worked out without a network."""
+    detector.autoencoder.up[0].weight.data.zero_()
+    detector.autoencoder.up[0].bias.data.fill_(value)
+
+
+def test_paper_is_the_papers_setting():
+    config = Config.preset("paper")
+    assert (config.backbone, config.blocks, config.grid, config.size) == ("resnext101", (1, 2, 3), 64, 256)
+    assert (config.epochs, config.learning_rate, config.batch_size) == (150, 1e-4, 8)
+    assert (config.residual, config.top, config.normalise, config.standardise) == ("l2", 0.0, False, False)
+
+
+def test_the_paper_preset_adds_no_gaussian_and_no_scale(paper, levels):
+    assert not len(paper.gaussians)
+    assert not len(paper.norms)
+    assert all(not projection.active for projection in paper.projections)
+    assert isinstance(paper.optimizers(1)["autoencoder"][0], torch.optim.Adam)
+
+
+def test_equation_1(paper, levels, steps):
+    features = concatenated(levels).double().numpy()
+    reconstruct_constant(paper, 0.25)
+    loss, _ = steps(paper.train(), *levels)["autoencoder"]
+    assert loss == pytest.approx(np.mean((0.25 - features) ** 2), rel=1e-5)
+
+
+def test_equation_1_compares_with_what_the_autoencoder_makes(paper, levels, steps):
+    features = concatenated(levels)
+    with torch.no_grad():
+        (out,) = paper.train().autoencoder([features])
+    loss, _ = steps(paper, *levels)["autoencoder"]
+    assert loss == pytest.approx(np.mean((out - features).double().numpy() ** 2), rel=1e-5)
+
+
+def test_equation_2(paper, levels):
+    features = concatenated(levels)
+    reconstruct_constant(paper, 0.25)
+    with torch.no_grad():
+        scores = paper.eval().score(levels)
+    residual = torch.from_numpy(np.sqrt(np.sum((0.25 - features.numpy()) ** 2, axis=1, keepdims=True)))
+    expected = F.interpolate(residual, (32, 32), mode="bilinear")
+    torch.testing.assert_close(scores.anomaly_map, expected)
+    assert torch.equal(scores.image, scores.anomaly_map.amax((1, 2, 3)))
+
+
+def test_equation_2_by_hand(shaped_backbone):
+    config = Config.preset("paper", size=8, grid=8, blocks=(1,), widths=(4, 4), skips=(-1,))
+    detector = SkipAE(config, shaped_backbone((2,), (1,))).eval()
+    reconstruct_constant(detector, 1.0)
+    features = torch.ones(1, 2, 8, 8)
+    features[0, :, 3, 5] = torch.tensor([4.0, -3.0])  # 3 and 4 away: 5 in all
+    with torch.no_grad():
+        scores = detector.score((features,))
+    assert scores.image.tolist() == [5.0]
+    assert scores.anomaly_map.sum() == 5
+    assert scores.anomaly_map[0, 0, 3, 5] == 5
+
+
+@pytest.fixture
+def trained(shaped_backbone, as_cache, levels):
+    """The small paper preset after twenty fast epochs, and the features as it saw them."""
+    torch.manual_seed(0)
+    config = Config.preset("paper", **TINY_PAPER, epochs=20, learning_rate=1e-2)
+    detector = SkipAE(config, shaped_backbone(CHANNELS, STRIDES))
+    cache, seen = as_cache(*levels)
+    train(detector, cache)
+    return detector, seen
+
+
+def test_batchnorm_is_in_eval_mode_at_test(trained):
+    detector, seen = trained
+    norms = [module for module in detector.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    before = [norm.running_mean.clone() for norm in norms]
+    outlier = tuple(torch.cat([level[:1], 1e3 * level[1:2]]) for level in seen)
+    with torch.no_grad():
+        alone, in_company = detector.score(tuple(level[:1] for level in seen)), detector.score(outlier)
+    assert norms
+    assert not any(norm.training for norm in norms)
+    assert all(torch.equal(old, norm.running_mean) for old, norm in zip(before, norms, strict=True))
+    torch.testing.assert_close(alone.image, in_company.image[:1], rtol=1e-5, atol=0)
+    with torch.no_grad():
+        of_batch_statistics = detector.train().score(outlier)
+    assert (of_batch_statistics.image[0] / alone.image[0] - 1).abs() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "expected"), [(10, 4, [4, 4, 2]), (10, 64, [10]), (9, 8, [9]), (10, 5, [5, 5])]
+)
+def test_the_last_batch_is_not_dropped(shaped_backbone, as_cache, levels, seen_batches, n, batch_size, expected):
+    config = Config.preset("paper", **TINY_PAPER, epochs=2, batch_size=batch_size)
+    detector = SkipAE(config, shaped_backbone(CHANNELS, STRIDES))
+    sizes = seen_batches(detector)
+    train(detector, as_cache(*(level[:n] for level in levels))[0])
+    assert sizes == expected * 2
+
+
+@pytest.mark.parametrize(("n_batches", "expected"), [(1, 200), (7, 29), (200, 1), (500, 1)])
+def test_the_budget_is_counted_in_updates(n_batches, expected):
+    assert Config(updates=200).epochs_for(n_batches) == expected
+
+
+def test_the_paper_preset_counts_epochs():
+    assert Config.preset("paper").epochs_for(7) == 150
+
+
+def test_the_learning_rate_peaks_and_ends_near_zero(shaped_backbone):
+    config = Config(widths=(4,), skips=(), learning_rate=3e-3)
+    optimizer, scheduler = SkipAE(config, shaped_backbone(CHANNELS, STRIDES)).optimizers(50)["autoencoder"]
+    rates = []
+    for _ in range(50):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert max(rates) == pytest.approx(3e-3, rel=0.02)
+    assert rates[-1] < 1e-6
+
+
+def test_whitened_with_a_unit_covariance_is_equation_2_squared_a_channel(shaped_backbone):
+    backbone = shaped_backbone((3,), (1,))
+    settings = {"size": 8, "blocks": (1,), "widths": (4, 4), "skips": (-1,), "normalise": False, "top": 0.0}
+    whitened, plain = SkipAE(Config(**settings), backbone), SkipAE(Config(**settings, residual="l2"), backbone)
+    for detector in (whitened, plain):
+        reconstruct_constant(detector.eval(), 0.5)
+    whitened.gaussians[0].whitener.copy_(torch.eye(3).expand(64, 3, 3))
+    features = (torch.rand(2, 3, 8, 8),)
+    with torch.no_grad():
+        torch.testing.assert_close(3 * whitened.score(features).image, plain.score(features).image.square())
+
+
+def test_a_size_that_cannot_be_halved_says_which_can(shaped_backbone):
+    config = Config.preset("paper", size=96, grid=12, widths=(4, 4, 4), skips=())
+    with pytest.raises(UsageError, match="finest level of side 12, which cannot be halved 3 times"):
+        SkipAE(config, shaped_backbone(CHANNELS, STRIDES))
