@@ -64,16 +64,12 @@ def score_histogram(
     """
     everything = np.array([*upper, *lower, threshold], np.float64)
     axis = _score_axis(everything)
-    edges = (
-        np.geomspace(axis.low, axis.high, _BINS + 1)
-        if axis.logarithmic
-        else np.linspace(axis.low, axis.high, _BINS + 1)
-    )
-    up, down = np.histogram(upper, edges)[0], np.histogram(lower, edges)[0]
+    line_px = float(axis.px(threshold))
+    edges = _bin_edges(axis, threshold, line_px)
+    up, down = _counts(upper, edges), _counts(lower, edges)
     bottom_px = _HEIGHT - _BOTTOM
     # Each side has a scale of its own: a few defects among thousands of good images have to stay visible.
     middle_px = bottom_px if not len(lower) else _TOP + (bottom_px - _TOP) * 0.5
-    line_px = float(axis.px(threshold))
     parts = [
         f'<rect class="reject-side" x="{line_px:.1f}" y="{_TOP}" width="{max(0.0, _WIDTH - _RIGHT - line_px):.1f}" '
         f'height="{bottom_px - _TOP}"/>'
@@ -85,11 +81,12 @@ def score_histogram(
     for counts, css, name, reach_px in sides:
         for index in np.flatnonzero(counts):
             left_px, right_px = axis.px(edges[index : index + 2])
+            width_px = max(1.0, right_px - left_px - 1)
             height_px = reach_px * counts[index] / counts.max()
             tip = escape(f"{counts[index]} {name}: {edges[index]:.3g} to {edges[index + 1]:.3g}")
             parts.append(
                 f'<rect class="{css}" x="{left_px + 0.5:.1f}" y="{middle_px + min(0.0, height_px):.1f}" '
-                f'width="{right_px - left_px - 1:.1f}" height="{abs(height_px):.1f}"><title>{tip}</title></rect>'
+                f'width="{width_px:.1f}" height="{abs(height_px):.1f}"><title>{tip}</title></rect>'
             )
     parts.append(f'<path class="axis" d="M{_LEFT} {middle_px:.1f}H{_WIDTH - _RIGHT}"/>')
     parts += _x_axis(axis, "image score (logarithmic)" if axis.logarithmic else "image score")
@@ -226,6 +223,20 @@ def _score_axis(values: NDArray[np.float64]) -> _Axis:
         return _Axis(low / 1.15, high * 1.15, _LEFT, _WIDTH - _RIGHT, logarithmic=True)
     margin = 0.04 * (high - low) or 0.5 * abs(high) or 1.0
     return _Axis(low - margin, high + margin, _LEFT, _WIDTH - _RIGHT)
+
+
+def _bin_edges(axis: _Axis, threshold: float, line_px: float) -> NDArray[np.float64]:
+    """(_BINS + 1,) about evenly spaced; the threshold is one of them, so that every bar is on one side of it."""
+    share = (line_px - axis.start_px) / (axis.end_px - axis.start_px)
+    n_below = min(max(round(_BINS * share), 1), _BINS - 1)
+    spaced = np.geomspace if axis.logarithmic else np.linspace
+    below, above = spaced(axis.low, threshold, n_below + 1), spaced(threshold, axis.high, _BINS - n_below + 1)
+    return np.concatenate([below, above[1:]])
+
+
+def _counts(scores: Sequence[float], edges: NDArray[np.float64]) -> NDArray[np.intp]:
+    """How many scores lie in each bin; one on an edge is in the bin left of it, as one at the threshold passes."""
+    return np.histogram(-np.asarray(scores, np.float64), -edges[::-1])[0][::-1]
 
 
 def _x_axis(axis: _Axis, label: str, ticks: Sequence[float] | None = None) -> list[str]:

@@ -522,11 +522,13 @@ def _fit_remarks(draft: Draft, losses: Sequence[float], n_unreadable: int) -> li
         found.append(_trust(f"{calibration.n} calibration images are enough for the budget that was asked for."))
     outliers = sum(_robust_z(score, calibration) > _OUTLYING for score in calibration.image_scores)
     if outliers and calibration.n >= 8:  # below that, spread cannot be told from outliers
-        found.append(_doubt(f"{_count(outliers, 'good image')} score far above the rest: look at the pictures below."))
+        verb = "scores" if outliers == 1 else "score"
+        found.append(_doubt(f"{_count(outliers, 'good image')} {verb} far above the rest: look at the pictures below."))
     if len(losses) > 4 and losses[-1] > 1.5 * min(losses):
         found.append(_doubt("The loss rose again before the end: training was not stable. Try fewer passes."))
     if n_unreadable:
-        found.append(_doubt(f"{_count(n_unreadable, 'good image')} could not be read and were left out."))
+        verb = "was" if n_unreadable == 1 else "were"
+        found.append(_doubt(f"{_count(n_unreadable, 'good image')} could not be read and {verb} left out."))
     found.append(
         _trust(
             f"The exported model repeats the fitted one on {_count(parity.n_images, 'image')}: scores differ by "
