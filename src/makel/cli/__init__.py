@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from makel.cli import demo, evaluate, fit, inspect, model, weights
+from makel.cli import bench, demo, evaluate, fit, inspect, model, weights
 from makel.errors import CODES, MakelError, UsageError, exit_code
 
 INTERRUPTED_EXIT_CODE = 130
@@ -46,6 +46,7 @@ app.command("inspect")(inspect.inspect)
 app.command("verify")(model.verify)
 app.command("info")(model.info)
 app.add_typer(weights.app, name="weights")
+app.command("bench")(bench.bench)
 
 
 def main() -> None:
