@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from makel.errors import UsageError
+from makel.evaluation import metrics
 from makel.evaluation.metrics import PLOT_POINTS, PixelCurves, rank_images, rate_interval
 
 EXACT = 1e-12
@@ -219,6 +220,13 @@ class TestPixels:
         assert (found.n_good, found.n_defect) == (np.count_nonzero(~marked), np.count_nonzero(marked))
         assert found.pro[-1] == pytest.approx([0.3, np.interp(0.3, found.pro[:, 0], found.pro[:, 1])])
 
+    @pytest.mark.parametrize("exact_pixels", [1 << 24, 0])
+    def test_a_perfect_ranking_gives_exactly_1(self, exact_pixels):
+        maps, regions = sample(37, decimals=None)
+        apart = [each + np.float32(2) * (marked > 0) for each, marked in zip(maps, regions, strict=True)]
+        assert numbers(curves_of(apart, regions, exact_pixels=exact_pixels).results()) == [1.0] * 5
+        assert numbers(rank_images(range(100), np.linspace(100, 101, 77)))[:3] == [1.0] * 3
+
     def test_good_images_count_in_the_rate(self):
         maps, regions = sample(5, n_maps=5)
         without = curves_of(*zip(*[pair for pair in zip(maps, regions, strict=True) if pair[1].any()], strict=True))
@@ -400,6 +408,15 @@ class TestBoundedMemory:
         halves.include(curves_of(maps[3:], regions[3:], exact_pixels=0, max_bins=1 << 17))
         assert numbers(halves.results()) == pytest.approx(numbers(found), abs=EXACT)
 
+    def test_what_includes_inexact_curves_is_inexact(self):
+        maps, regions = sample(43, decimals=None, low=1.0)  # 1 to 2.6: more than one page, so bins are shared
+        coarse = curves_of(maps, regions, exact_pixels=0, max_bins=1 << 16)
+        whole = PixelCurves(exact_pixels=0)
+        whole.include(coarse)
+        assert not coarse.results().exact
+        assert not whole.results().exact
+        assert numbers(whole.results()) == numbers(coarse.results())
+
     def test_a_narrow_span_stays_exact(self):
         maps, regions = sample(29, low=1.0)
         maps = [np.float32(1 + each / 512) for each in maps]  # 1 to 1.008: one page of 65,536 floats
@@ -418,6 +435,18 @@ class TestBoundedMemory:
             for each, marked in zip(maps, regions, strict=True):
                 curves.add(each, marked)
         assert curves._histogram._bins.size == before
+
+    def test_equal_scores_of_defects_become_one_entry(self, monkeypatch):
+        monkeypatch.setattr(metrics, "EXACT_PIXELS", 400)
+        maps, regions = sample(41, decimals=1)
+        curves = curves_of(maps * 5, regions * 5, exact_pixels=0)
+        assert sum(levels.keys.size for levels in curves._defects) < 200
+        marked = np.concatenate([*map(np.ravel, regions)]) > 0
+        pixels = np.concatenate([*map(np.ravel, maps)])
+        found = curves.results()
+        assert numbers(found)[:3] == pytest.approx(reference(pixels[~marked], pixels[marked]), abs=EXACT)
+        assert found.aupro_30 == pytest.approx(brute_aupro(maps, regions, 0.3), abs=1e-10)
+        assert found.n_defect == 5 * np.count_nonzero(marked)
 
     def test_more_pixels_than_32_bits_count(self):
         curves = PixelCurves(exact_pixels=0)

@@ -72,6 +72,10 @@ class TestScoreHistogram:
         tree = parse(plots.score_histogram([1e-30, 1e-3], [1.0], 0.1, upper_name="good", lower_name="defect"))
         assert 3 <= sum("e-" in text for text in texts(tree)) <= 10
 
+    def test_a_threshold_at_the_end_of_a_long_axis(self):
+        tree = parse(plots.score_histogram([1e-30], [1.0], 1e-30, upper_name="good", lower_name="defect"))
+        assert (counts(tree, "good"), counts(tree, "defect")) == (1, 1)
+
     def test_names_of_marks_differ_on_a_narrow_axis(self):
         tree = parse(plots.score_histogram([1000.01, 1000.02], [1000.05], 1000.03, upper_name="a", lower_name="b"))
         marks = [text for text in texts(tree) if text.startswith("1000")]

@@ -327,6 +327,17 @@ class TestWhatCannotBeUsed:
         with pytest.raises(ModelFolderError, match="score or map that is not finite"):
             evaluate(Broken(), load(line).test)
 
+    def test_a_model_that_changes_its_mind_is_refused(self, inspector, line):
+        class Moody:
+            manifest, calibration, scores = inspector.manifest, inspector.calibration, inspector.scores
+
+            def inspect(self, image):
+                verdict = inspector.inspect(image)
+                return replace(verdict, score=verdict.score + 2e-5)  # twice the tolerance
+
+        with pytest.raises(ModelFolderError, match=r"gave one image the scores .* run `makel verify`"):
+            evaluate(Moody(), load(line).test)
+
 
 class TestMasks:
     def test_a_defect_whose_mask_marks_nothing_counts_among_images_only(self, inspector, line):

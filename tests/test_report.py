@@ -8,6 +8,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnxruntime
 import pytest
 
 import tiny_model
@@ -154,6 +155,7 @@ class TestEvaluationReport:
         assert len(page.images) == 4 * 3 + 3 * 2
         assert page.text.count("good: nothing to find") == 3
         assert inspector.calibration.explain() in page.text
+        assert f"runtime onnxruntime {onnxruntime.__version__}, numpy {np.__version__}" in page.text
         assert "prefers-color-scheme: dark" in page.source
         assert len(page.source) < 1_000_000
 
@@ -226,6 +228,33 @@ class TestEvaluationReport:
         assert "3 good images cannot tell the false-reject rate better than 6.1 % to 79.2 %" in remarks
         assert "to within 0 of a score" in remarks
         assert remarks.rindex("Doubt") < remarks.index("Trust")  # doubts first
+
+    def test_a_threshold_that_is_high_is_told_from_a_model_that_is_blind(self, inspector, tmp_path):
+        for index in range(3):
+            write(tmp_path / f"high/test/good/{index}.png", part(130 + index))
+            write(
+                tmp_path / f"high/test/spot/{index}.png", part(130, 180 + index)
+            )  # below the threshold, above the good
+            write(tmp_path / f"blind/test/good/{index}.png", part(130 + index))
+            write(tmp_path / f"blind/test/spot/{index}.png", part(128, 129 + index))
+        high = report(tmp_path, evaluate(inspector, load(tmp_path / "high").test)).text
+        blind = report(tmp_path, evaluate(inspector, load(tmp_path / "blind").test)).text
+        assert "it is the threshold that is high, not the model that is blind" in high
+        assert "No threshold mends that" not in high
+        assert "many defects look no worse to the model than good parts do. No threshold mends that" in blind
+        assert "it is the threshold that is high" not in blind
+
+    def test_what_limits_the_figures_is_said(self, line, tmp_path):
+        strict = Inspector.load(tiny_model.write(tmp_path / "strict", false_reject=0.01))
+        evaluation = evaluate(strict, [sample for sample in load(line).test if "dim" not in str(sample.image_path)])
+        coarse = replace(evaluation, pixel=replace(evaluation.pixel, exact=False))
+        page = report(tmp_path, coarse)
+        assert (
+            "A false-reject rate of 1.0 % was asked for; 3 calibration images carry 25.0 % at best, 99 are needed."
+            in page.text
+        )
+        assert "neighbouring values were counted as equal" in page.text
+        assert "No defect was missed. With 2 defects the miss rate may still be as high as 65.8 %." in page.text
 
     def test_the_rejects_of_another_camera_are_noticed(self, inspector, tmp_path):
         root = tmp_path / "line"

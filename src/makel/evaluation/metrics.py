@@ -409,15 +409,15 @@ def _summarise(
     found = np.cumsum(hits)
     alarms = found + above + tied
     auroc = 1.0 - float(np.sum(hits / n_defect * ((above + 0.5 * tied) / n_good)))
-    ap = float(np.sum(hits / n_defect * (found / alarms)))
+    ap = float(np.sum(hits * (found / alarms))) / n_defect  # in this order a perfect ranking gives 1 without rounding
     f1_max = float(np.max(2 * found / (alarms + n_defect)))
     rate = _corners(above / n_good, (above + tied) / n_good)
     recall = _corners((found - hits) / n_defect, found / n_defect)
     roc = _thin(rate, recall)
     if n_regions == 0:
         return Curves(auroc, ap, f1_max, None, None, n_good, n_defect, n_regions, exact, roc, none)
-    covered = np.cumsum(overlap) / n_regions
-    mean_overlap = _corners(covered - overlap / n_regions, covered)
+    covered = np.cumsum(overlap)  # the last is n_regions but for rounding, and the curve has to end at 1
+    mean_overlap = _corners((covered - overlap) / covered[-1], covered / covered[-1])
     return Curves(
         auroc,
         ap,
