@@ -227,6 +227,8 @@ def test_unfitted_is_an_error(name, tmp_path):
 @every_method
 def test_what_is_frozen_stays_as_it_is(name):
     detector = build(name)
+    if not detector.frozen:
+        pytest.skip("learns everything it uses: nothing is frozen")
     before = [{key: value.clone() for key, value in module.state_dict().items()} for module in detector.frozen]
     fit(detector)
     detector.train()

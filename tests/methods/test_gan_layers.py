@@ -117,6 +117,8 @@ def test_each_step_leaves_the_other_network_alone(name, images):
         before = {key: value.clone() for key, value in detector.named_parameters()}
         detector.zero_grad(set_to_none=True)
         loss.backward()
+        reached = {key.partition(".")[0] for key, value in detector.named_parameters() if value.grad is not None}
+        assert reached == {trained}
         optimizers[trained][0].step()
         changed = {key.partition(".")[0] for key, value in detector.named_parameters() if not value.equal(before[key])}
         assert changed == {trained}

@@ -162,3 +162,16 @@ def test_a_skip_of_zero_channels_carries_nothing():
         network.up[1].bias.data.zero_()
     assert torch.equal(without([x])[0], without([torch.randn(1, 5, 8, 8)])[0])
     assert not torch.equal(with_skip([x])[0], with_skip([torch.randn(1, 5, 8, 8)])[0])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_how_images_are_batched_does_not_change_the_gaussian(batch):
+    x = torch.randn(22, 3, 2, 2) * torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
+    whole, parts = PositionGaussian(3, 2), PositionGaussian(3, 2)
+    whole.add(x, 0)
+    for first in range(0, 22, batch):
+        parts.add(x[first : first + batch], first)
+    whole.solve()
+    parts.solve()
+    assert parts.shrinkage == whole.shrinkage
+    torch.testing.assert_close(parts(x), whole(x), rtol=2e-3, atol=2e-3)

@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from makel.methods.skip_ganomaly import Config, Discriminator, SkipGanomaly, UNet
@@ -29,6 +30,26 @@ def test_the_generator_at_256_px_has_54_million_weights():
     assert [layer.in_channels for layer in generator.up] == [128, 256, 512, 1024, 1024, 1024, 1024, 512]
     norms = [module.num_features for module in generator.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms == [128, 256, 512, 512, 512, 512, 64, 128, 256, 512, 512, 512, 512]
+
+
+def recurse(generator, x, stage=0):
+    """pix2pix's own way to write a U-Net, from the outside in: down, the rest inside, up, and both joined."""
+    innermost = stage == len(generator.down) - 1
+    y = generator.down[stage](x if stage == 0 else F.leaky_relu(x, 0.2))
+    if stage > 0 and not innermost:
+        y = generator.down_norm[stage - 1](y)
+    if not innermost:
+        y = recurse(generator, y, stage + 1)
+    y = generator.up[stage](F.relu(y))
+    if stage == 0:
+        return y.tanh()
+    return torch.cat([x, generator.up_norm[stage - 1](y)], 1)
+
+
+def test_the_generator_is_pix2pixs_block_in_block():
+    torch.manual_seed(0)
+    generator, image = UNet(32, 2).train(), torch.rand(3, 3, 32, 32)
+    torch.testing.assert_close(generator(image), recurse(generator, image))
 
 
 def test_the_generator_has_no_skip_at_the_images_own_side():
