@@ -92,11 +92,13 @@ def expand(spec: Spec, categories: Sequence[str]) -> list[Cell]:
     Raises:
         UsageError: A method, preset, backbone, setting or category is unknown.
     """
-    found: dict[tuple[str, str, int], Cell] = {}
+    found: dict[Cell, None] = {}
+    variants: dict[str, Variant] = {}
     for grid in spec.grid:
         for variant, category, seed in product(_variants(grid), _chosen(grid, categories), grid.seeds):
-            found.setdefault((category, variant.key, seed), Cell(category, variant, seed))
-    return list(found.values())
+            same = variants.setdefault(variant.key, variant)  # two ways to say the same settings are one variant
+            found[Cell(category, same, seed)] = None
+    return list(found)
 
 
 def in_running_order(cells: Sequence[Cell], categories: Sequence[str]) -> list[Cell]:

@@ -74,7 +74,7 @@ class Store:
         """Write a result, whole or not at all."""
         path = self.root / kind / f"{key}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(path, json.dumps(result, indent=1, sort_keys=True) + "\n")
+        write(path, json.dumps(result, indent=1) + "\n")
 
     @contextmanager
     def alone(self) -> Iterator[None]:
