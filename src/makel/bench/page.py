@@ -128,7 +128,9 @@ def _error(record: Record) -> str:
 def _lead(records: Sequence[Record]) -> str:
     done = sum(record.done for record in records)
     categories = len({record.cell.category for record in records})
-    text = f"{done} of {len(records)} cells measured, over {categories} categories"
+    of_cells = f"{len(records)} cell{'' if len(records) == 1 else 's'}"
+    over = f"{categories} categor{'y' if categories == 1 else 'ies'}"
+    text = f"{done} of {of_cells} measured, over {over}"
     return f"{text}." if done == len(records) else f"{text}; what is missing is shown as {GAP}."
 
 

@@ -162,7 +162,8 @@ def _by_method(
         "2": [name for name in elsewhere if not (beside and _in_paper(name, "2"))],
         "3": [] if beside else on_lines,
     }
-    titles = {"2": "MVTec AD", "3": "production lines"}
+    others = any(not _in_paper(name, "2") for name in elsewhere)
+    titles = {"2": "MVTec AD and other products" if others else "MVTec AD", "3": "production lines"}
     return [
         _table(
             number,
