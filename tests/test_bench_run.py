@@ -141,7 +141,7 @@ def test_a_run_killed_ten_times_ends_with_the_same_results(tmp_path):
         product = {"weave": "weave", "brushed": "brushed_metal"}[name]
         synthetic.write(tmp_path / "data" / name, product=product, n_fit=6, n_good=2, n_defect=3, size_px=64)
     spec = tmp_path / "spec.toml"
-    spec.write_text('data = ["data"]\n' + TINY.replace("[0, 1]", "[0, 1, 2, 3]"), encoding="utf-8")
+    spec.write_text('data = ["data"]\n' + TINY.replace("[0, 1]", "[0, 1, 2]"), encoding="utf-8")
 
     def start(out, workers):
         command = [sys.executable, "-m", "makel", "bench", str(spec), "--out", str(out), "--workers", str(workers)]
@@ -152,13 +152,13 @@ def test_a_run_killed_ten_times_ends_with_the_same_results(tmp_path):
     with start(undisturbed, 1) as process:
         moments_s = [time.monotonic() - began for line in process.stdout if line.startswith("[")]
     assert process.returncode == 0
-    assert len(moments_s) == 8
-    a_cell_s = (moments_s[-1] - moments_s[0]) / 7
+    assert len(moments_s) == 6
+    a_cell_s = (moments_s[-1] - moments_s[0]) / 5
     moment = random.Random(0)
     for turn in range(10):
         with start(killed, 1 + turn % 2) as process:
             try:  # from before the first process is up to when the first cells are done
-                process.wait(timeout=moment.uniform(0.1, 1.0) * (moments_s[0] + a_cell_s))
+                process.wait(timeout=moment.uniform(0.1, 0.8) * (moments_s[0] + a_cell_s))
             except subprocess.TimeoutExpired:
                 process.kill()
         assert process.returncode in (0, -signal.SIGKILL)

@@ -11,7 +11,7 @@ from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from threading import Thread
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 from makel.scale import Lost, Result, Task, thread_limits
 
@@ -68,7 +68,7 @@ def run(
 
 def _readable(pipes: Iterable[Connection]) -> list[Connection]:
     """Wait until a worker has answered or died."""
-    return [pipe for pipe in connection.wait(list(pipes)) if isinstance(pipe, Connection)]
+    return cast("list[Connection]", connection.wait(list(pipes)))
 
 
 def _start(environment: dict[str, str]) -> tuple[BaseProcess, Connection]:

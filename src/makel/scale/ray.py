@@ -30,6 +30,8 @@ def run(
     """
     if find_spec("ray") is None:
         raise MissingExtraError("engine 'ray'", "ray")
+    if not tasks:
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # lines without a network have nobody to tell
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # a task without a GPU leaves the variables alone
     ray: Any = import_module("ray")  # it has no types worth checking
