@@ -13,6 +13,9 @@ from makel.types import Scores
 Levels = Sequence[Tensor]
 """One (N, C, H, W) tensor a level, finest first; each level has half the side of the one before."""
 
+LEAST = 1e-6
+"""A distance below this is taken for this: the means over levels divide by distances."""
+
 
 def standardise(image: Tensor, mean: float = 0.5, std: float = 0.25, floor: float = 0.02) -> Tensor:
     """Every image brought to the same brightness and contrast, over all its pixels and channels together.
@@ -364,3 +367,29 @@ def finish_scores(anomaly_map: Tensor, size: int, top: float, *, align_corners: 
     """
     upsampled = F.interpolate(anomaly_map, (size, size), mode="bilinear", align_corners=align_corners)
     return Scores(image=top_mean(anomaly_map if top else upsampled, top), anomaly_map=upsampled)
+
+
+def finish_level_scores(maps: Levels, size: int, top: float) -> Scores[Tensor]:
+    """What `finish_scores` gives, from one map a level.
+
+    The map is the harmonic mean of the levels' maps, high where every level is; the image score is the geometric mean
+    of their top means, to which each level gives its share whatever the others say.
+
+    Args:
+        maps: (N, 1, h, w) of each level, finest first, not negative.
+        size: Side of the input, in pixels.
+        top: Share of each level's map whose mean goes into the image score; 0 for the maximum of the full-size map.
+    """
+    if len(maps) == 1 or not top:
+        return finish_scores(_harmonic_mean(maps), size, top)
+    tops = torch.stack([top_mean(each, top) for each in maps])
+    anomaly_map = finish_scores(_harmonic_mean(maps), size, top).anomaly_map
+    return Scores(image=tops.clamp_min(LEAST).log().mean(0).exp(), anomaly_map=anomaly_map)
+
+
+def _harmonic_mean(maps: Levels) -> Tensor:
+    """(N, 1, h, w) at the finest side; the map itself where there is only one."""
+    if len(maps) == 1:
+        return maps[0]
+    sides = [to_side(each, maps[0].shape[-1]) for each in maps]
+    return 1 / torch.stack([1 / each.clamp_min(LEAST) for each in sides]).mean(0)

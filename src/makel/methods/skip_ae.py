@@ -24,13 +24,17 @@ The preset `paper` is this, with every choice the paper leaves open made as foll
 The preset `fast` changes, for a small backbone on two CPU cores (docs/methods/skip_ae has the measurements):
 
 10. The image is brought to a standard brightness and contrast, and every channel to zero mean and unit variance.
-11. The levels enter and leave the autoencoder at their own sides and are not resized; wide ones are first reduced by a
-    fixed random orthonormal projection (Kim et al. 2021, arXiv 2105.14737), where PaDiM draws channels.
-12. Skips are compressed by 1x1 convolutions, and the finest level has none: an identity path reconstructs defects too.
-13. AdamW with a one-cycle schedule.
+11. Blocks 1 to 4, not resized to one grid: each block but the first, joined by the one before it averaged to its side,
+    is a level of its own (strides 8, 16, 32). Blocks of more than 128 channels are first reduced by a fixed random
+    orthonormal projection (Kim et al. 2021, https://arxiv.org/abs/2105.14737).
+12. A narrow autoencoder, and only the deeper of its skips, compressed by a 1x1 convolution: what flows past the code
+    reconstructs defects too.
+13. AdamW with a one-cycle schedule, for 100 updates: trained longer it reconstructs defects better, not good parts.
 14. The residual is not summed as it is, but measured against how residuals of good images vary at its position: a
     Mahalanobis distance (`layers.PositionGaussian`). Equation 2 is the case of a unit covariance.
-15. The levels' maps are averaged, and the image score is the mean of the map's highest 1 %.
+15. The map is the harmonic mean of the levels' maps: a position counts as far off where every level says so, which
+    keeps the coarse levels from smearing it. The image score is the geometric mean over the levels of the mean of
+    each one's highest 1 %: small defects show at the fine levels and large ones at the coarse.
 """
 
 from __future__ import annotations
@@ -51,7 +55,7 @@ from makel.methods.layers import (
     PositionGaussian,
     Projection,
     SkipAutoencoder,
-    finish_scores,
+    finish_level_scores,
     standardise,
     to_side,
 )
@@ -76,21 +80,21 @@ class Config(DetectorConfig):
         widths: Channels of the encoder stages.
         skips: Channels of the skips, fine to deep: 0 for none, -1 for uncompressed.
         residual: "whitened" (deviation 14) or "l2" (equation 2).
-        top: Share of the map whose mean is the image score; 0 for its maximum.
+        top: Share of each level's map whose mean goes into the image score; 0 for the map's maximum.
         learning_rate: Peak learning rate.
         schedule: "onecycle" with AdamW, or "constant" with Adam.
     """
 
-    blocks: tuple[int, ...] = (1, 2, 3)
+    blocks: tuple[int, ...] = (1, 2, 3, 4)
     epochs: int = 0
-    updates: int = 200
+    updates: int = 100
     standardise: bool = True
     normalise: bool = True
     project: int = 128
     grid: int = 0
     join: bool = True
-    widths: tuple[int, ...] = (64, 96, 128)
-    skips: tuple[int, ...] = (16, 32)
+    widths: tuple[int, ...] = (32, 48, 64)
+    skips: tuple[int, ...] = (0, 16)
     residual: Literal["whitened", "l2"] = "whitened"
     top: float = 0.01
     learning_rate: float = 3e-3
@@ -202,14 +206,13 @@ class SkipAE(Detector):
         return [level - out for level, out in zip(levels, self.autoencoder(levels), strict=True)]
 
     def score(self, features: Features) -> Scores[Tensor]:
-        """Equation 2, or its whitened form averaged over the levels."""
+        """Equation 2, or its whitened form, over all levels."""
         residuals = self.residuals(features)
         if self.gaussians:
             maps = [gaussian(residual) for gaussian, residual in zip(self.gaussians, residuals, strict=True)]
         else:
             maps = [residual.square().sum(1, keepdim=True).sqrt() for residual in residuals]
-        anomaly_map = torch.stack([to_side(each, maps[0].shape[-1]) for each in maps]).mean(0)
-        return finish_scores(anomaly_map, self.config.size, self.config.top)
+        return finish_level_scores(maps, self.config.size, self.config.top)
 
     def _levels(self, features: Features) -> list[Tensor]:
         levels = self._align(features)
