@@ -26,7 +26,7 @@ device = "cpu"
 [[grid]]
 methods = ["anogan"]
 seeds = [0, 1]
-settings = { size = 32, width = 8, iterations = 1, search_steps = 1 }
+settings = { size = 32, width = 8, updates = 1, search_steps = 1 }
 """
 # At 64 px its levels are too small to be halved three times.
 FAILING = """
@@ -112,7 +112,7 @@ def test_a_cell_is_what_fit_and_evaluate_give(finished, tmp_path, monkeypatch):
     monkeypatch.setattr("makel.evaluation.protocol.LATENCY_CALLS", 1)  # time is not what is compared
     out, _, _ = finished
     dataset = load(out / "data" / "weave-6")
-    settings = {"size": 32, "width": 8, "iterations": 1, "search_steps": 1}
+    settings = {"size": 32, "width": 8, "updates": 1, "search_steps": 1}
     makel.fit(dataset, tmp_path / "model", method="anogan", settings=settings, seed=1, device="cpu")
     said = evaluate(makel.Inspector.load(tmp_path / "model", threads=1), dataset.test).to_json()
     row = rows_of(out)[1]

@@ -108,7 +108,7 @@ def test_two_processes_may_start_at_once(line, tmp_path):
     assert len(share(line, folder).cache) == len(line.good)
 
 
-QUICK = {"method": "ganomaly", "size": 32, "settings": {"iterations": 2, "width": 8}}
+QUICK = {"method": "ganomaly", "size": 32, "settings": {"updates": 2, "width": 8}}
 
 
 def test_a_fit_with_shared_features_gives_the_same_model(line, tmp_path):

@@ -46,7 +46,7 @@ class Tiny:
 
 
 _FEATURES = {"size": SIZE, "backbone": "tiny", "blocks": (1, 2, 3)}
-_ADVERSARIAL = {"size": SIZE, "width": 8, "latent": 8, "batch_size": 8, "iterations": 60}
+_ADVERSARIAL = {"size": SIZE, "width": 8, "latent": 8, "batch_size": 8, "updates": 60}
 
 TINY = {
     "dfr": Tiny({**_FEATURES, "epochs": 20, "region": 4}),
@@ -58,7 +58,7 @@ TINY = {
     "skip_ganomaly": Tiny(_ADVERSARIAL, image_floor=0.8),
     # Its image score compares two codes and no part of the image: after 60 updates three seeds gave 0.49, 0.49 and
     # 0.55 (chance), after 240 they gave 0.76, 0.98 and 0.82. The map, a difference of images, found all after 60.
-    "ganomaly": Tiny(_ADVERSARIAL, longer={"iterations": 240}, image_floor=0.6),
+    "ganomaly": Tiny(_ADVERSARIAL, longer={"updates": 240}, image_floor=0.6),
 }
 
 every_method = pytest.mark.parametrize("name", methods.names())

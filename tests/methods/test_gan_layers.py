@@ -74,18 +74,18 @@ def test_initial_weights_are_dcgans():
 @pytest.mark.parametrize(("n_batches", "expected"), [(1, 100), (7, 15), (100, 1), (500, 1)])
 def test_the_budget_is_counted_in_updates(name, n_batches, expected):
     config_class = methods.load(name).config_class
-    assert config_class(iterations=100).epochs_for(n_batches) == expected
-    assert config_class(iterations=100, epochs=3).epochs_for(n_batches) == 3
+    assert config_class(updates=100).epochs_for(n_batches) == expected
+    assert config_class(updates=100, epochs=3).epochs_for(n_batches) == 3
 
 
 @pytest.mark.parametrize(
-    ("name", "iterations"),
+    ("name", "updates"),
     # 15 epochs of 45,000 images at batch 64, 25 of the same, and 50 of 10,000 patches.
     [("ganomaly", 15 * 45_000 / 64), ("skip_ganomaly", 25 * 45_000 / 64), ("anogan", 50 * 10_000 / 64)],
 )
-def test_the_papers_budget_in_updates(name, iterations):
+def test_the_papers_budget_in_updates(name, updates):
     config = methods.load(name).config_class.preset("paper")
-    assert config.iterations == pytest.approx(iterations, rel=0.005)
+    assert config.updates == pytest.approx(updates, rel=0.005)
     assert (config.batch_size, config.learning_rate, config.latent, config.width) == (64, 2e-4, 100, 64)
 
 

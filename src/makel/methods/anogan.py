@@ -68,7 +68,7 @@ class Config(AdversarialConfig):
     """
 
     size: int = 128
-    iterations: int = 7_850
+    updates: int = 7_850
     search_steps: int = 500
     search_rate: float = 0.02
     score_feature: float = 0.1
@@ -78,7 +78,7 @@ class Config(AdversarialConfig):
             "size": 64,
             "width": 16,
             "batch_size": 16,
-            "iterations": 1_500,
+            "updates": 1_500,
             "search_steps": 100,
             "search_rate": 0.04,
         },

@@ -34,7 +34,7 @@ The preset `fast` puts the same autoencoder on the small backbone that skip_ae's
  8. Images are brought to a standard brightness and contrast, and every channel to zero mean and unit variance; wide
     levels are first reduced by a fixed random orthonormal projection.
  9. 8x8 windows, the finest level's own grid, and corners that are not aligned.
-10. AdamW with a one-cycle schedule over fewer epochs.
+10. AdamW with a one-cycle schedule over 300 updates, however many images there are.
 11. The image score is the mean of the map's highest 1 %.
 
 Any other backbone can take either preset's place in front (`backbone`, `blocks`): that tells what is owed to the
@@ -78,7 +78,7 @@ class Config(DetectorConfig):
     """
 
     blocks: tuple[int, ...] = (2, 3, 4)
-    epochs: int = 20
+    updates: int = 300
     standardise: bool = True
     normalise: bool = True
     project: int = 100

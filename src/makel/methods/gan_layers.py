@@ -23,8 +23,7 @@ class AdversarialConfig(DetectorConfig):
 
     Attributes:
         size: Side of the square input image in pixels, a power of two from 32 on.
-        epochs: Passes over the images; 0 for as many as `iterations` takes.
-        iterations: Updates of each network. Sets of 50 and of 50,000 images are then trained equally long.
+        updates: Updates of each network. Sets of 50 and of 50,000 images are then trained equally long.
         batch_size: Images an update; all of them where there are fewer.
         width: Channels after the first convolution.
         latent: Length of the latent code.
@@ -36,7 +35,7 @@ class AdversarialConfig(DetectorConfig):
     backbone: str = ""
     blocks: tuple[int, ...] = ()
     batch_size: int = 64
-    iterations: int = 10_500
+    updates: int = 10_500
     width: int = 64
     latent: int = 100
     learning_rate: float = 2e-4
@@ -51,10 +50,6 @@ class AdversarialConfig(DetectorConfig):
             raise UsageError(
                 f"this method takes raw pixels: leave out backbone {self.backbone!r}, blocks {self.blocks}"
             )
-
-    def epochs_for(self, n_batches: int) -> int:
-        """`epochs` where it is given, else as many as make `iterations` updates, rounded up to whole epochs."""
-        return self.epochs or ceil(self.iterations / n_batches)
 
 
 class Norm(nn.BatchNorm2d):

@@ -69,7 +69,7 @@ class Config(AdversarialConfig):
     w_code: float = 1.0
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "fast": {"size": 128, "width": 16, "batch_size": 8, "iterations": 800},
+        "fast": {"size": 128, "width": 16, "batch_size": 8, "updates": 800},
         "paper": {},
     }
 

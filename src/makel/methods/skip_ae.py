@@ -42,7 +42,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from math import ceil
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -69,8 +68,6 @@ class Config(DetectorConfig):
     """Settings of the skip autoencoder. The defaults are the preset `fast`.
 
     Attributes:
-        epochs: Passes over the images; 0 for as many as `updates` takes.
-        updates: Steps of the optimiser, so that 40 images and 4,000 cost the same.
         standardise: Bring every image to the same brightness and contrast first.
         normalise: Bring every feature channel to zero mean and unit variance over the good images.
         project: Reduce a level with more channels than this to this many; 0 for never.
@@ -86,7 +83,6 @@ class Config(DetectorConfig):
     """
 
     blocks: tuple[int, ...] = (1, 2, 3, 4)
-    epochs: int = 0
     updates: int = 100
     standardise: bool = True
     normalise: bool = True
@@ -118,10 +114,6 @@ class Config(DetectorConfig):
             "schedule": "constant",
         },
     }
-
-    def epochs_for(self, n_batches: int) -> int:
-        """`epochs` where it is given, else as many as make `updates` steps, rounded up to whole epochs."""
-        return self.epochs or ceil(self.updates / n_batches)
 
 
 class SkipAE(Detector):

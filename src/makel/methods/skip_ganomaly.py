@@ -70,14 +70,14 @@ class Config(AdversarialConfig):
         score_feature: Share of the features' distance in the score; the rest is the images'.
     """
 
-    iterations: int = 17_600
+    updates: int = 17_600
     w_adversarial: float = 1.0
     w_image: float = 50.0
     w_feature: float = 1.0
     score_feature: float = 0.1
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "fast": {"size": 128, "width": 16, "batch_size": 8, "iterations": 800},
+        "fast": {"size": 128, "width": 16, "batch_size": 8, "updates": 800},
         "paper": {},
     }
 
