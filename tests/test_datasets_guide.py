@@ -6,23 +6,16 @@ from itertools import pairwise
 import cv2
 import numpy as np
 import pytest
-import typer.main
 
+import guides
 from makel import images
 from makel.calibration import images_needed
-from makel.cli import app
 from makel.datasets import load
 
 
 @pytest.fixture
 def guide(repository):
     return (repository / "docs" / "datasets.md").read_text(encoding="utf-8")
-
-
-def blocks(guide, language):
-    found = re.findall(rf"```{language}\n(.*?)```", guide, re.DOTALL)
-    assert found
-    return found
 
 
 def test_strips_are_cut_into_frames_that_makel_reads(guide, tmp_path, monkeypatch):
@@ -35,7 +28,7 @@ def test_strips_are_cut_into_frames_that_makel_reads(guide, tmp_path, monkeypatc
     ):
         (tmp_path / "strips" / folder).mkdir(parents=True)
         cv2.imwrite(str(tmp_path / "strips" / folder / f"{name}.tif"), strip[..., ::-1] if strip.ndim == 3 else strip)
-    (code,) = blocks(guide, "python")
+    (code,) = guides.blocks(guide, "python")
     exec(code, {})
 
     frames = load("glass").good
@@ -49,7 +42,7 @@ def test_strips_are_cut_into_frames_that_makel_reads(guide, tmp_path, monkeypatc
 
 def test_overlapping_frames_cover_the_strip(guide):
     names = {}
-    exec(blocks(guide, "python")[0].split("for path in")[0], names)
+    exec(guides.blocks(guide, "python")[0].split("for path in")[0], names)
     for length in (100, 128, 129, 257, 1000):
         starts = names["starts"](length, 128, 32)
         covered = {pixel for start in starts for pixel in range(start, min(start + 128, length))}
@@ -63,12 +56,3 @@ def test_the_table_of_good_images_is_what_calibration_promises(guide):
     assert len(rows) == 4
     for budget, held_out, good in rows:
         assert images_needed(int(budget) / 100) == int(held_out) == round(0.2 * int(good))
-
-
-def test_the_commands_are_ones_makel_takes(guide):
-    commands = [line.split() for block in blocks(guide, "sh") for line in block.splitlines()]
-    assert len(commands) > 12
-    known = typer.main.get_command(app).commands
-    for program, name, *arguments in commands:
-        assert program == "makel"
-        known[name].make_context(name, arguments)  # refuses an unknown option or a missing argument
