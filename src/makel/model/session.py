@@ -16,6 +16,8 @@ from makel.model.folder import ModelFolder
 from makel.model.manifest import ONNX_NAME
 from makel.types import Scores
 
+onnxruntime.disable_telemetry_events()  # on Windows; elsewhere the variable set in makel.model does it
+
 PROVIDERS = {
     # name: (ONNX Runtime's name, the package that has it)
     "cpu": ("CPUExecutionProvider", "onnxruntime"),
