@@ -14,7 +14,6 @@ import os
 import platform
 import subprocess
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -118,9 +117,7 @@ def study(category: Path, seed: int, folder: Path) -> list[dict[str, object]]:
                 detector, paths, preparation, device=torch.device("cpu"), folder=folder, progress=lambda *_: None
             ).cache
         cache, n_fit = caches[config.blocks], len(parts.fit)
-        began = time.perf_counter()
         train(detector, cache.subset(range(n_fit)), seed=seed, progress=lambda *_: None)
-        seconds = time.perf_counter() - began
         maps = level_maps(detector, cache.subset(range(n_fit, len(cache))))
         stacked = torch.stack([to_side(each, maps[0].shape[-1]) for each in maps])
         tops = torch.stack([top_mean(each, config.top) for each in maps])
@@ -141,7 +138,6 @@ def study(category: Path, seed: int, folder: Path) -> list[dict[str, object]]:
                         "map": join,
                         "score": pooled,
                         **{key: round(value, 5) for key, value in measured.items()},
-                        "train_s": round(seconds, 2),
                     }
                 )
         print(rows[-1], flush=True)

@@ -186,12 +186,14 @@ class TestGate:
     def test_a_tampered_graph_fails(self, fitted, trained, kind):
         images, names, scores = trained
         model = onnx.load_from_string((fitted.path / "model.onnx").read_bytes())
-        weights = [item for item in model.graph.initializer if len(item.dims) == 4]
+        tensors = {item.name: item for item in model.graph.initializer}
         if kind == "resize":
             node = next(node for node in model.graph.node if node.op_type == "Resize")
             next(item for item in node.attribute if item.name == "mode").s = b"nearest"
         else:
-            tensor = weights[0] if kind == "weight" else next(i for i in model.graph.initializer if len(i.dims) == 1)
+            bias = next(name for name in tensors if name.endswith("autoencoder.head.0.bias"))
+            weight = next(name for name, item in tensors.items() if len(item.dims) == 4)
+            tensor = tensors[bias if kind == "bias" else weight]
             values = numpy_helper.to_array(tensor)
             tensor.CopyFrom(numpy_helper.from_array((values * 1.05 + 0.01).astype(values.dtype), tensor.name))
         session = Session(model.SerializeToString(), threads=1)
