@@ -67,6 +67,9 @@ def fitted(line, tmp_path_factory) -> FitSummary:
 def test_the_model_folder_holds_what_was_promised(fitted):
     names = {path.relative_to(fitted.path).as_posix() for path in fitted.path.rglob("*") if path.is_file()}
     assert {"model.onnx", "model.json", "weights.safetensors", "log.jsonl", "report.html", "golden/000.npz"} <= names
+    assert (
+        len({path.stat().st_mode for path in fitted.path.iterdir() if path.is_file()}) == 1
+    )  # all for the same readers
     manifest = fitted.manifest
     assert manifest.provenance.n_fit == 10
     assert manifest.provenance.n_calibrate == 2

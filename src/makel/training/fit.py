@@ -19,7 +19,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from makel.calibration import calibrate as fit_calibration
 from makel.calibration import images_needed
@@ -225,7 +225,8 @@ def fit(
                 detector, extraction.cache, seed=seed, progress=progress, checkpoint=checkpoint, resume=resume
             )
         with watch.stage("export"):
-            save_file(_contiguous(detector.learned_state()), stage / WEIGHTS_NAME)
+            # Not `save_file`, which leaves a file that only its owner can read.
+            (stage / WEIGHTS_NAME).write_bytes(save(_contiguous(detector.learned_state())))
             method_section = Method(name=method, preset=preset, config=asdict(config))
             backbone_section = Backbone(**detector.backbone.to_json()) if detector.backbone else None
             session = open_written(detector, method_section, backbone_section, stage)
