@@ -34,3 +34,27 @@ def real_data():
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real images at {REAL_DATA}")
     return REAL_DATA
+
+
+@pytest.fixture
+def one_thread():
+    """PyTorch on one thread, for networks so small that more would only wait for each other."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def makel_says(capsys):
+    """Run a command; gives exit code, stdout and stderr."""
+    from makel.cli import run
+
+    def call(*arguments):
+        code = run([str(argument) for argument in arguments])
+        said = capsys.readouterr()
+        return code, said.out, said.err
+
+    return call

@@ -14,7 +14,6 @@ import pytest
 
 import makel.cli.extras
 import tiny_model
-from makel.cli import run
 from makel.cli.progress import Bars, count
 from makel.errors import DatasetError
 from makel.model.folder import open_folder
@@ -26,18 +25,6 @@ MAKEL = [sys.executable, "-m", "makel"]
 def model(tmp_path_factory):
     """A model that scores the distance from mid grey and rejects above 0.3."""
     return tiny_model.write(tmp_path_factory.mktemp("models") / "tiny")
-
-
-@pytest.fixture
-def makel_says(capsys):
-    """Run a command; gives exit code, stdout and stderr."""
-
-    def call(*arguments):
-        code = run([str(argument) for argument in arguments])
-        said = capsys.readouterr()
-        return code, said.out, said.err
-
-    return call
 
 
 @pytest.fixture

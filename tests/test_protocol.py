@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import tiny_model
-from makel.cli import run
 from makel.datasets import load
 from makel.errors import DatasetError, ModelFolderError
 from makel.evaluation import protocol
@@ -403,15 +402,6 @@ class TestMasks:
 
 
 class TestCommand:
-    @pytest.fixture
-    def makel_says(self, capsys):
-        def call(*arguments):
-            code = run([str(argument) for argument in arguments])
-            said = capsys.readouterr()
-            return code, said.out, said.err
-
-        return call
-
     @pytest.fixture
     def model(self, tmp_path):
         return tiny_model.write(tmp_path / "model")

@@ -61,15 +61,8 @@ TINY = {
     "ganomaly": Tiny(_ADVERSARIAL, longer={"updates": 240}, image_floor=0.6),
 }
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 every_method = pytest.mark.parametrize("name", methods.names())
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class TinyNetwork(nn.Module):

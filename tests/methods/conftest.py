@@ -10,11 +10,8 @@ from makel.training.features import FeatureCache
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread(one_thread):
+    """For every test of a method."""
 
 
 @pytest.fixture

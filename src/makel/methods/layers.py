@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -380,11 +381,11 @@ def finish_level_scores(maps: Levels, size: int, top: float) -> Scores[Tensor]:
         size: Side of the input, in pixels.
         top: Share of each level's map whose mean goes into the image score; 0 for the maximum of the full-size map.
     """
+    joined = finish_scores(_harmonic_mean(maps), size, top)
     if len(maps) == 1 or not top:
-        return finish_scores(_harmonic_mean(maps), size, top)
+        return joined
     tops = torch.stack([top_mean(each, top) for each in maps])
-    anomaly_map = finish_scores(_harmonic_mean(maps), size, top).anomaly_map
-    return Scores(image=tops.clamp_min(LEAST).log().mean(0).exp(), anomaly_map=anomaly_map)
+    return replace(joined, image=tops.clamp_min(LEAST).log().mean(0).exp())
 
 
 def _harmonic_mean(maps: Levels) -> Tensor:

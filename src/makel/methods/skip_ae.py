@@ -21,7 +21,7 @@ The preset `paper` is this, with every choice the paper leaves open made as foll
  8. Batch 8; the last epoch is kept, since the paper names no validation set.
  9. The map is upsampled bilinearly without a blur, and the image score is its maximum, as in DFR.
 
-The preset `fast` changes, for a small backbone on two CPU cores (docs/methods/skip_ae has the measurements):
+The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmarks has the measurements):
 
 10. The image is brought to a standard brightness and contrast, and every channel to zero mean and unit variance.
 11. Blocks 1 to 4, not resized to one grid: each block but the first, joined by the one before it averaged to its side,
