@@ -52,7 +52,7 @@ def main():
     if job in ("lint", "test"):
         lint()
     if job == "test":
-        sys.exit(call("pytest", ["-m", "pytest", "--cov", "--cov-report=term:skip-covered"]))
+        sys.exit(call("pytest", ["-m", "pytest", "-n", "2", "--cov", "--cov-report=term:skip-covered"], threads=1))
 
 
 def lint():
@@ -67,12 +67,12 @@ def lint():
             sys.exit(code)
 
 
-def call(name, arguments):
+def call(name, arguments, threads=2):
     """Run the environment's Python with `arguments` under a headline, and return its exit code."""
     print(f"== {name}", flush=True)
-    # Two threads, so that the time and the last digit of a result do not depend on how many cores stand idle.
-    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "2")
-    return subprocess.call([str(PYTHON), *arguments], cwd=ROOT, env={**threads, **os.environ})
+    # A fixed number of threads, so that time and last digit of a result do not depend on how many cores stand idle.
+    limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    return subprocess.call([str(PYTHON), *arguments], cwd=ROOT, env={**limits, **os.environ})
 
 
 def set_up(groups):
