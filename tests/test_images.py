@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from makel.errors import ImageError
-from makel.images import SUFFIXES, Preparation, decode_all, find, prepare, read, read_header
+from makel.images import SUFFIXES, Preparation, decode, decode_all, find, prepare, read, read_header
 
 HEIGHT, WIDTH = 29, 37  # primes, so that swapped axes cannot cancel
 RNG = np.random.default_rng(0)
@@ -157,6 +157,34 @@ def test_a_png_that_libpng_grumbles_about_is_read_in_silence(tmp_path, capfd):
     path = save(tmp_path / "a.png", RGB, icc_profile=b"not a profile")
     np.testing.assert_array_equal(read(path), RGB)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_bytes_give_the_pixels_of_their_file(tmp_path, name):
+    file, write, expected = LOSSLESS[name]
+    write(tmp_path / file)
+    np.testing.assert_array_equal(decode((tmp_path / file).read_bytes()), expected)
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "part 7 is empty, 0 bytes: send it again"),
+        (b"GIF89a", "part 7 is GIF: convert it to JPEG, PNG, BMP, TIFF, WebP"),
+        (b"\0\1", "part 7 is no image known here; JPEG, PNG, BMP, TIFF, WebP are read: send it again"),
+    ],
+)
+def test_bytes_that_are_no_image_are_refused_by_the_name_given(data, said):
+    with pytest.raises(ImageError) as caught:
+        decode(data, name="part 7")
+    assert str(caught.value) == said
+
+
+def test_the_pixel_cap_holds_for_bytes(tmp_path):
+    data = save(tmp_path / "a.png", GREY).read_bytes()
+    assert decode(data, max_pixels=HEIGHT * WIDTH).shape == GREY.shape
+    with pytest.raises(ImageError, match=f"at most {HEIGHT * WIDTH - 1} are read"):
+        decode(data, max_pixels=HEIGHT * WIDTH - 1)
 
 
 def test_trailing_bytes_do_no_harm(tmp_path):

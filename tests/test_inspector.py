@@ -69,6 +69,15 @@ def test_a_defect_is_rejected_where_it_is_in_the_pixels_of_the_image(inspector: 
     assert region.area_px == (verdict.anomaly_map > 0.3).sum()
 
 
+def test_what_was_prepared_ahead_is_judged_as_inspect_judges(inspector: Inspector) -> None:
+    images = [part(), part(31, 57, spot=255), part(spot=10)]
+    judged = inspector.judge([inspector.prepare(image) for image in images])
+    assert [(each.verdict, each.score, each.regions) for each in judged] == [
+        (each.verdict, each.score, each.regions) for each in map(inspector.inspect, images)
+    ]
+    assert inspector.judge([]) == []
+
+
 @pytest.mark.parametrize(("height", "width"), [(7, 11), (16, 16), (53, 17), (601, 307), (40_000, 3)])
 def test_map_and_boxes_have_the_size_of_the_image(inspector: Inspector, height: int, width: int) -> None:
     verdict = inspector.inspect(np.full((height, width, 3), 255, np.uint8))

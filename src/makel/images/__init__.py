@@ -10,6 +10,7 @@ from makel.images.preparation import Preparation, prepare
 from makel.images.reading import (
     MAX_PIXELS,
     SUFFIXES,
+    decode,
     decode_all,
     file_size,
     find,
@@ -24,6 +25,7 @@ __all__ = [
     "SUFFIXES",
     "Header",
     "Preparation",
+    "decode",
     "decode_all",
     "file_size",
     "find",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections import deque
@@ -116,17 +117,29 @@ def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> NDArr
             returned in part. Damage amid a JPEG, which has no checksums, cannot always be told from a picture.
     """
     with _opened(path) as (stream, size, header):
-        if header.width_px * header.height_px > max_pixels:
-            raise Malformed(
-                f"has {header.width_px}x{header.height_px} pixels, at most {max_pixels} are read: cut it into parts, "
-                "or raise max_pixels"
-            )
-        pixels = _decode(stream, size, header)
-        upright = np.ascontiguousarray(_UPRIGHT[header.orientation](pixels))
-        expected = (header.height_px, header.width_px) + ((3,) if header.channels == 3 else ())
-        if upright.shape != expected or upright.dtype.itemsize * 8 != header.bit_depth:
-            raise Malformed(f"is damaged: its header says {expected}, its pixels are {upright.shape} {upright.dtype}")
-        return upright
+        return _pixels(stream, size, header, max_pixels)
+
+
+def decode(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXELS) -> NDArray[Any]:
+    """Decode an image from the bytes of its file, as `read` does. The format is what its first bytes say.
+
+    Args:
+        data: The bytes of a JPEG, PNG, BMP, TIFF or WebP file.
+        name: What to call the image in an error.
+        max_pixels: As in `read`.
+
+    Returns:
+        As `read`.
+
+    Raises:
+        ImageError: As `read`.
+    """
+    with _named(name):
+        if not data:
+            raise Malformed("is empty, 0 bytes: send it again")
+        stream, size = io.BytesIO(data), len(data)
+        header = _header(stream, size, _known_format(data[:512]))
+        return _pixels(stream, size, header, max_pixels)
 
 
 def decode_all(
@@ -225,22 +238,48 @@ def shown(path: str | os.PathLike[str]) -> str:
 def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int, Header]]:
     """A file, its size and its header; what goes wrong inside becomes an ImageError that names it."""
     size = file_size(path)
+    with _named(path), Path(path).open("rb") as stream:
+        name = _check_format(stream.read(512), Path(path).suffix.lower())
+        yield stream, size, _header(stream, size, name)
+
+
+@contextmanager
+def _named(name: str | os.PathLike[str]) -> Iterator[None]:
+    """What goes wrong inside becomes an ImageError that names the image."""
     try:
-        with Path(path).open("rb") as stream:
-            name = _check_format(stream.read(512), Path(path).suffix.lower())
-            stream.seek(0)
-            header = _HEADER_READERS[name](stream, size)
-            if not (header.width_px > 0 and header.height_px > 0):
-                raise Malformed(f"has no pixels: {header.width_px}x{header.height_px}")
-            containers.check_plausible(header.width_px, header.height_px, size)
-            stream.seek(0)
-            yield stream, size, header
+        yield
     except Malformed as error:
-        raise ImageError(f"{shown(path)} {error}") from error
+        raise ImageError(f"{shown(name)} {error}") from error
     except MemoryError as error:
-        raise ImageError(f"{shown(path)} does not fit into memory: cut it into parts") from error
+        raise ImageError(f"{shown(name)} does not fit into memory: cut it into parts") from error
     except OSError as error:
-        raise ImageError(f"{shown(path)} cannot be read: {error.strerror or error}") from error
+        raise ImageError(f"{shown(name)} cannot be read: {error.strerror or error}") from error
+
+
+def _header(stream: BinaryIO, size: int, name: str) -> Header:
+    """What a file of a known format says of itself; the stream stands at its start afterwards."""
+    stream.seek(0)
+    header = _HEADER_READERS[name](stream, size)
+    if not (header.width_px > 0 and header.height_px > 0):
+        raise Malformed(f"has no pixels: {header.width_px}x{header.height_px}")
+    containers.check_plausible(header.width_px, header.height_px, size)
+    stream.seek(0)
+    return header
+
+
+def _pixels(stream: BinaryIO, size: int, header: Header, max_pixels: int) -> NDArray[Any]:
+    """The upright pixels of a file whose header was read; nothing of their size is allocated before the cap."""
+    if header.width_px * header.height_px > max_pixels:
+        raise Malformed(
+            f"has {header.width_px}x{header.height_px} pixels, at most {max_pixels} are read: cut it into parts, "
+            "or raise max_pixels"
+        )
+    pixels = _decode(stream, size, header)
+    upright = np.ascontiguousarray(_UPRIGHT[header.orientation](pixels))
+    expected = (header.height_px, header.width_px) + ((3,) if header.channels == 3 else ())
+    if upright.shape != expected or upright.dtype.itemsize * 8 != header.bit_depth:
+        raise Malformed(f"is damaged: its header says {expected}, its pixels are {upright.shape} {upright.dtype}")
+    return upright
 
 
 def _check_format(start: bytes, suffix: str) -> str:
@@ -256,6 +295,16 @@ def _check_format(start: bytes, suffix: str) -> str:
     if found:
         raise Malformed(f"is not {expected} but {found}: convert it to {', '.join(_HEADER_READERS)}")
     raise Malformed(f"is not {expected}, nor any other image known here: copy it again")
+
+
+def _known_format(start: bytes) -> str:
+    """The format of an image that has no file name."""
+    found = _format(start)
+    if found in _HEADER_READERS:
+        return found
+    if found:
+        raise Malformed(f"is {found}: convert it to {', '.join(_HEADER_READERS)}")
+    raise Malformed(f"is no image known here; {', '.join(_HEADER_READERS)} are read: send it again")
 
 
 def _format(start: bytes) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -27,7 +27,7 @@ Image = str | os.PathLike[str] | NDArray[Any]
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """An image as the model takes it, and what the verdict needs of the original, which need not be kept."""
 
     image: NDArray[np.float32]
@@ -102,10 +102,10 @@ class Inspector:
             ModelFolderError: The model gives a number that is not finite.
         """
         if isinstance(image, (str, os.PathLike)):
-            prepared = self._prepare(read(image), shown(image))
+            prepared = self.prepare(read(image), shown(image))
         else:
-            prepared = self._prepare(image, "image")
-        return self._judge([prepared])[0]
+            prepared = self.prepare(image, "image")
+        return self.judge([prepared])[0]
 
     def inspect_all(
         self, paths: Iterable[str | os.PathLike[str]], *, batch: int = 1, workers: int = 2
@@ -129,6 +129,36 @@ class Inspector:
             raise UsageError(f"batch={batch} and workers={workers} must both be at least 1")
         return self._inspect_all(map(Path, paths), batch, workers)
 
+    def prepare(self, pixels: NDArray[Any], name: str = "image") -> Prepared:
+        """An image as the model takes it: the part of `inspect` that other threads can do ahead of the model.
+
+        Args:
+            pixels: (H, W), (H, W, 1) or (H, W, 3) RGB; uint8, uint16, or float32 in [0, 1]. Not kept.
+            name: What to call the image in an error.
+
+        Raises:
+            ImageError: The image is not of the kind the model was fitted on.
+        """
+        started = perf_counter()
+        image = prepare(pixels, self.manifest.preprocessing, name=name)
+        return Prepared(image, pixels.shape[0], pixels.shape[1], name, perf_counter() - started)
+
+    def judge(self, batch: Sequence[Prepared]) -> list[Verdict]:
+        """The verdicts on images that `prepare` of this inspector gave, in their order, in one run of the model.
+
+        Raises:
+            ModelFolderError: The model gives a number that is not finite.
+        """
+        if not batch:
+            return []
+        started = perf_counter()
+        scores = self._runner.run(np.stack([prepared.image for prepared in batch]))
+        run_s = (perf_counter() - started) / len(batch)
+        return [
+            self._verdict(prepared, run_s, float(score), anomaly_map[0])
+            for prepared, score, anomaly_map in zip(batch, scores.image, scores.anomaly_map, strict=True)
+        ]
+
     def scores(self, images: NDArray[np.float32]) -> Scores[NDArray[np.float32]]:
         """Raw scores of prepared images, for measurements at the model's own size.
 
@@ -143,46 +173,30 @@ class Inspector:
     def _inspect_all(
         self, paths: Iterator[Path], batch: int, workers: int
     ) -> Iterator[tuple[Path, Verdict | MakelError]]:
-        waiting: list[tuple[Path, _Prepared | MakelError]] = []
+        waiting: list[tuple[Path, Prepared | MakelError]] = []
         for path, pixels in decode_all(paths, workers=workers, ahead=workers + batch):
             waiting.append((path, self._prepare_or_error(pixels, shown(path))))
-            if sum(isinstance(item, _Prepared) for _, item in waiting) == batch:
+            if sum(isinstance(item, Prepared) for _, item in waiting) == batch:
                 yield from self._judge_or_error(waiting)
                 waiting = []
         yield from self._judge_or_error(waiting)
 
-    def _prepare_or_error(self, pixels: NDArray[Any] | ImageError, name: str) -> _Prepared | MakelError:
+    def _prepare_or_error(self, pixels: NDArray[Any] | ImageError, name: str) -> Prepared | MakelError:
         if isinstance(pixels, ImageError):
             return pixels
         try:
-            return self._prepare(pixels, name)
+            return self.prepare(pixels, name)
         except ImageError as error:
             return error
 
     def _judge_or_error(
-        self, waiting: list[tuple[Path, _Prepared | MakelError]]
+        self, waiting: list[tuple[Path, Prepared | MakelError]]
     ) -> Iterator[tuple[Path, Verdict | MakelError]]:
-        verdicts = iter(self._judge([item for _, item in waiting if isinstance(item, _Prepared)]))
+        verdicts = iter(self.judge([item for _, item in waiting if isinstance(item, Prepared)]))
         for path, item in waiting:
             yield path, item if isinstance(item, MakelError) else next(verdicts)
 
-    def _prepare(self, pixels: NDArray[Any], name: str) -> _Prepared:
-        started = perf_counter()
-        image = prepare(pixels, self.manifest.preprocessing, name=name)
-        return _Prepared(image, pixels.shape[0], pixels.shape[1], name, perf_counter() - started)
-
-    def _judge(self, batch: list[_Prepared]) -> list[Verdict]:
-        if not batch:
-            return []
-        started = perf_counter()
-        scores = self._runner.run(np.stack([prepared.image for prepared in batch]))
-        run_s = (perf_counter() - started) / len(batch)
-        return [
-            self._verdict(prepared, run_s, float(score), anomaly_map[0])
-            for prepared, score, anomaly_map in zip(batch, scores.image, scores.anomaly_map, strict=True)
-        ]
-
-    def _verdict(self, prepared: _Prepared, run_s: float, score: float, small: NDArray[np.float32]) -> Verdict:
+    def _verdict(self, prepared: Prepared, run_s: float, score: float, small: NDArray[np.float32]) -> Verdict:
         started = perf_counter()
         # NaN is not above any threshold: it would pass.
         if not (np.isfinite(score) and np.isfinite(small).all()):
