@@ -8,6 +8,7 @@ from makel.methods.layers import (
     Moments,
     PositionGaussian,
     Projection,
+    SharedGaussian,
     SkipAutoencoder,
     finish_scores,
     principal_axes,
@@ -107,6 +108,21 @@ def test_many_images_rely_on_their_own_positions():
     assert gaussian.shrinkage < 0.5
     far = gaussian(torch.ones(1, 2, 2, 2))[0, 0]
     assert far[0, 0] > far[0, 1] > far[1, 0] > far[1, 1]
+
+
+def test_a_shared_gaussian_knows_no_positions():
+    x = torch.randn(5, 3, 4, 2) * torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
+    gaussian = SharedGaussian(3)
+    gaussian.add(x[:3], 0)
+    gaussian.add(x[3:], 3)
+    gaussian.solve()
+    rows = x.permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
+    covariance = np.cov(rows.T, bias=True)
+    covariance += 0.01 * np.diag(covariance).mean() * np.eye(3)
+    centred = rows - rows.mean(0)
+    expected = np.einsum("nc,cd,nd->n", centred, np.linalg.inv(covariance), centred) / 3
+    np.testing.assert_allclose(gaussian(x).flatten(), expected, rtol=5e-3)
+    np.testing.assert_allclose(gaussian(x.flip(2)), gaussian(x).flip(2), rtol=1e-5)
 
 
 def test_top_mean_is_the_mean_of_the_highest():

@@ -170,3 +170,13 @@ def test_a_size_that_cannot_be_halved_says_which_can(shaped_backbone):
     config = Config.preset("paper", size=96, grid=12, widths=(4, 4, 4), skips=())
     with pytest.raises(UsageError, match="finest level of side 12, which cannot be halved 3 times"):
         SkipAE(config, shaped_backbone(CHANNELS, STRIDES))
+
+
+def test_tiles_share_one_gaussian_a_level(shaped_backbone, as_cache):
+    settings = {"size": 16, "blocks": (1, 2), "widths": (4, 4), "skips": (0,), "epochs": 1, "shared_position": True}
+    detector = SkipAE(Config(**settings), shaped_backbone((3, 5), (1, 2)))
+    cache, seen = as_cache(torch.randn(12, 3, 16, 16), torch.randn(12, 5, 8, 8))
+    train(detector, cache)
+    assert [tuple(gaussian.mean.shape) for gaussian in detector.gaussians] == [(8, 1, 1)]
+    with torch.no_grad():
+        assert detector.score(seen).anomaly_map.mean() == pytest.approx(1, abs=0.2)  # of good ones, whitened

@@ -252,6 +252,31 @@ class PositionGaussian(nn.Module):
         return (1 - weight) * scatter + (weight * pooled + ridge)
 
 
+class SharedGaussian(PositionGaussian):
+    """One Gaussian for all positions of a level: tiles of a larger image stand anywhere, so positions mean nothing.
+
+    Args:
+        channels: The level's channels.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, side=1)
+
+    def add(self, x: Tensor, first: int) -> None:
+        """Add every position of (N, C, H, W) features as an image of its own."""
+        super().add(self._apart(x), first * x.shape[2] * x.shape[3])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As `PositionGaussian.forward`, at any H and W."""
+        n, _, height, width = x.shape
+        return super().forward(self._apart(x)).reshape(n, 1, height, width)
+
+    @staticmethod
+    def _apart(x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N*H*W, C, 1, 1)."""
+        return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1], 1, 1)
+
+
 def _moments(count: int, total: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (P, C) and covariance (P, C, C) from sums."""
     mean = total / count

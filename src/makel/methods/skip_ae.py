@@ -53,6 +53,7 @@ from makel.methods.layers import (
     ChannelNorm,
     PositionGaussian,
     Projection,
+    SharedGaussian,
     SkipAutoencoder,
     finish_level_scores,
     standardise,
@@ -77,6 +78,7 @@ class Config(DetectorConfig):
         widths: Channels of the encoder stages.
         skips: Channels of the skips, fine to deep: 0 for none, -1 for uncompressed.
         residual: "whitened" (deviation 14) or "l2" (equation 2).
+        shared_position: Whiten with one Gaussian a level instead of one a position: for tiles, which stand anywhere.
         top: Share of each level's map whose mean goes into the image score; 0 for the map's maximum.
         learning_rate: Peak learning rate.
         schedule: "onecycle" with AdamW, or "constant" with Adam.
@@ -92,6 +94,7 @@ class Config(DetectorConfig):
     widths: tuple[int, ...] = (32, 48, 64)
     skips: tuple[int, ...] = (0, 16)
     residual: Literal["whitened", "l2"] = "whitened"
+    shared_position: bool = False
     top: float = 0.01
     learning_rate: float = 3e-3
     schedule: Literal["onecycle", "constant"] = "onecycle"
@@ -148,7 +151,9 @@ class SkipAE(Detector):
         )
         # Made only where they are used: those of the paper's 1792 channels on 64x64 would take 26 GB.
         shapes = zip(channels, sides, strict=True) if config.residual == "whitened" else ()
-        gaussians = nn.ModuleList(PositionGaussian(c, side) for c, side in shapes)
+        gaussians = nn.ModuleList(
+            SharedGaussian(c) if config.shared_position else PositionGaussian(c, side) for c, side in shapes
+        )
         self.gaussians = cast("Sequence[PositionGaussian]", gaussians)
 
     def extract(self, image: Tensor) -> Features:
