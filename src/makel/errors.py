@@ -9,6 +9,8 @@
     ├── WeightsError          backbone weights missing or not what they should be
     ├── TrainingError         fitting went wrong (a loss turned NaN, a collapsed network)
     ├── ModelFolderError      a model folder that is damaged, unknown or changed
+    ├── StoreError            the station's record cannot be used now: locked, full, gone
+    ├── NotFoundError         something asked for by name or number that is not there
     └── ParityError           the exported model disagrees with the trained one
 
 Every message is one line: what came, what was expected, what to do, and the path.
@@ -57,6 +59,14 @@ class ModelFolderError(MakelError):
     """A model folder that is damaged, unknown or changed."""
 
 
+class StoreError(MakelError):
+    """The station's record cannot be used now: locked, full, gone."""
+
+
+class NotFoundError(MakelError):
+    """Something asked for by name or number that is not there."""
+
+
 class ParityError(MakelError):
     """The exported model disagrees with the trained one."""
 
@@ -74,6 +84,8 @@ CODES: dict[type[MakelError], tuple[int, int]] = {
     TrainingError: (7, 500),
     ModelFolderError: (8, 503),
     ParityError: (9, 500),
+    StoreError: (10, 503),
+    NotFoundError: (11, 404),
     MakelError: (70, 500),
 }
 

@@ -1,0 +1,4 @@
+"""The inspection station: the record of decisions, and the service, page and line connections around it.
+
+Needs the extra `makel[station]`. Nothing here imports training at module level.
+"""
