@@ -42,6 +42,8 @@ class Decision:
         p_value: Share of good parts that would look at least this bad; None where no model answered.
         regions: Where the anomaly map exceeds the pixel threshold, largest peak first.
         latency_ms: Time from accepted to decided, in milliseconds.
+        arrival: For a file, what makes this delivery of it different from any other, as `inbox.Arrival.key` gives it;
+            "" for what came another way.
 
     Raises:
         UsageError: A time in another form, or a number that is not finite.
@@ -60,6 +62,7 @@ class Decision:
     p_value: float | None
     regions: tuple[Region, ...]
     latency_ms: float
+    arrival: str = ""
 
     def __post_init__(self) -> None:
         if instant(self.at) != self.at:

@@ -29,7 +29,7 @@ from makel.station.decisions import (
     link,
     now,
 )
-from makel.station.tables import ENTRIES, HEAD, IS_ANSWER, IS_DECISION
+from makel.station.tables import ENTRIES, HAS_ARRIVAL, HEAD, IS_ANSWER, IS_DECISION
 from makel.types import Label
 
 
@@ -246,6 +246,28 @@ class Store:
             rows = connection.execute(query).all()
         return [self._recorded(row) for row in rows]
 
+    def after(self, number: int, *, limit: int = 100) -> list[Recorded]:
+        """Decisions of a higher number, oldest first: what a reader that knows all up to `number` has missed.
+
+        Raises:
+            StoreError: The record cannot be read now.
+        """
+        query = _DECISIONS.where(IS_DECISION, ENTRIES.c.number > number).order_by(ENTRIES.c.number).limit(limit)
+        with self._database.read() as connection:
+            rows = connection.execute(query).all()
+        return [self._recorded(row) for row in rows]
+
+    def arrived(self, arrival: str) -> list[Recorded]:
+        """The decisions on one delivery of a file, oldest first.
+
+        Raises:
+            StoreError: The record cannot be read now.
+        """
+        query = _DECISIONS.where(IS_DECISION, HAS_ARRIVAL, ENTRIES.c.arrival == _storable(arrival))
+        with self._database.read() as connection:
+            rows = connection.execute(query.order_by(ENTRIES.c.number)).all()
+        return [self._recorded(row) for row in rows]
+
     def count(self, filter: Filter = EVERYTHING) -> int:  # noqa: A002  as in `find`
         """How many decisions there are.
 
@@ -354,7 +376,7 @@ def _row(head: Head, draft: _Draft) -> tuple[Head, dict[str, Any]]:
 
 def columns(body: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that repeat what is in an entry's JSON, to find it by."""
-    found = {key: body.get(key) for key in ("kind", "number", "at", "model", "verdict", "name", "answer")}
+    found = {key: body.get(key) for key in ("kind", "number", "at", "model", "verdict", "name", "arrival", "answer")}
     return {key: _storable(value) if isinstance(value, str) else value for key, value in found.items()}
 
 

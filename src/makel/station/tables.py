@@ -20,6 +20,7 @@ ENTRIES = Table(
     Column("model", Text),
     Column("verdict", String(6)),
     Column("name", Text),
+    Column("arrival", Text),
     Column("answer", String(6)),
 )
 """The chain: only ever added to."""
@@ -36,6 +37,7 @@ HEAD = Table(
 
 IS_DECISION = ENTRIES.c.kind == "decision"
 IS_ANSWER = ENTRIES.c.kind == "answer"
+HAS_ARRIVAL = ENTRIES.c.arrival != ""
 
 Index("decision_number", ENTRIES.c.number, unique=True, sqlite_where=IS_DECISION, postgresql_where=IS_DECISION)
 Index("decision_at", ENTRIES.c.at, sqlite_where=IS_DECISION, postgresql_where=IS_DECISION)
@@ -47,4 +49,5 @@ Index(
     sqlite_where=IS_DECISION,
     postgresql_where=IS_DECISION,
 )
+Index("decision_arrival", ENTRIES.c.arrival, sqlite_where=HAS_ARRIVAL, postgresql_where=HAS_ARRIVAL)
 Index("answer_number", ENTRIES.c.number, ENTRIES.c.entry, sqlite_where=IS_ANSWER, postgresql_where=IS_ANSWER)

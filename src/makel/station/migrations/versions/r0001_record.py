@@ -23,6 +23,7 @@ def upgrade() -> None:
         sa.Column("model", sa.Text),
         sa.Column("verdict", sa.String(6)),
         sa.Column("name", sa.Text),
+        sa.Column("arrival", sa.Text),
         sa.Column("answer", sa.String(6)),
     )
     head = op.create_table(
@@ -33,13 +34,14 @@ def upgrade() -> None:
         sa.Column("hash", sa.String(64), nullable=False),
     )
     op.bulk_insert(head, [{"one": 1, "entry": 0, "number": 0, "hash": "0" * 64}])
-    for name, columns, unique, kind in (
-        ("decision_number", ["number"], True, "decision"),
-        ("decision_at", ["at"], False, "decision"),
-        ("decision_verdict", ["verdict", "model", "number"], False, "decision"),
-        ("answer_number", ["number", "entry"], False, "answer"),
+    for name, columns, unique, where in (
+        ("decision_number", ["number"], True, "kind = 'decision'"),
+        ("decision_at", ["at"], False, "kind = 'decision'"),
+        ("decision_verdict", ["verdict", "model", "number"], False, "kind = 'decision'"),
+        ("decision_arrival", ["arrival"], False, "arrival != ''"),
+        ("answer_number", ["number", "entry"], False, "kind = 'answer'"),
     ):
-        only = sa.text(f"kind = '{kind}'")
+        only = sa.text(where)
         op.create_index(name, "entries", columns, unique=unique, sqlite_where=only, postgresql_where=only)
 
 
