@@ -198,6 +198,7 @@ def test_the_keys_of_a_manifest_are_documented():
         "provenance": manifest.Provenance.model_fields,
         "fit": manifest.Fit.model_fields,
         "parity": manifest.Parity.model_fields,
+        "latency": {**manifest.Latency.model_fields, **manifest.Tried.model_fields},
         "calibration": [item.name for item in fields(Calibration)],
         "preprocessing": [item.name for item in fields(Preparation)],
     }.items():

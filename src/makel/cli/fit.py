@@ -37,6 +37,10 @@ def fit(
         Calibrate, typer.Option(help="Take thresholds from held-out images, or cross-fitted for small sets.")
     ] = Calibrate.holdout,
     holdout: Annotated[float, typer.Option(help="Share of the good images to hold out.")] = 0.2,
+    latency_budget: Annotated[
+        float | None,
+        typer.Option(metavar="MS", help="Choose size and backbone so that an image takes at most so long here."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same model.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads to use at most.")] = None,
@@ -68,6 +72,7 @@ def fit(
             false_reject=false_reject,
             calibrate=calibrate.value,
             holdout=holdout,
+            latency_budget=latency_budget,
             seed=seed,
             device=device,
             resume=resume,

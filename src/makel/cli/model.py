@@ -77,5 +77,7 @@ def info(
         "threshold": f"{calibration.image_threshold:.6g} for images, {calibration.pixel_threshold:.6g} for pixels",
         "promise": calibration.explain(),
     }
+    if manifest.latency:
+        rows["latency"] = manifest.latency.explain()
     for key, value in rows.items():
         print(f"{key:10} {value}")

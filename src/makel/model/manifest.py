@@ -150,6 +150,58 @@ class Parity(Section):
     n_images: int = Field(ge=1)
 
 
+class Tried(Section):
+    """A candidate that a latency budget made fitting measure.
+
+    Attributes:
+        size: Side of the input, in pixels.
+        backbone: Name of the backbone; "" for a method without one.
+        p99_ms: 99th percentile from a decoded image to its verdict.
+    """
+
+    size: int
+    backbone: str
+    p99_ms: float
+
+
+class Latency(Section):
+    """What was promised of the time an image takes, and what the finished model took, on the machine it was fitted on.
+
+    Attributes:
+        budget_ms: What was asked for: the 99th percentile from a decoded image to its verdict, one image at a time.
+        p50_ms: Median of the finished model.
+        p99_ms: 99th percentile of the finished model.
+        n_calls: Calls measured.
+        threads: Threads a call used at most.
+        image_px: Width and height of the largest image among those measured.
+        decode_p99_ms: 99th percentile of reading and decoding one file of them, which is not in the other figures.
+        tried: Every candidate that was measured on the way.
+    """
+
+    budget_ms: float = Field(gt=0)
+    p50_ms: float = Field(ge=0)
+    p99_ms: float = Field(ge=0)
+    n_calls: int = Field(ge=1)
+    threads: int = Field(ge=1)
+    image_px: tuple[int, int]
+    decode_p99_ms: float = Field(ge=0)
+    tried: tuple[Tried, ...] = ()
+
+    @property
+    def kept(self) -> bool:
+        """Whether the finished model keeps what was promised."""
+        return self.p99_ms <= self.budget_ms
+
+    def explain(self) -> str:
+        """The same in words."""
+        width_px, height_px = self.image_px
+        return (
+            f"{'kept' if self.kept else 'NOT KEPT'}: {self.p99_ms:.1f} ms at the 99th percentile of {self.n_calls} "
+            f"calls, {self.budget_ms:g} promised; from a decoded image ({width_px} x {height_px} px) to its verdict, "
+            f"threads {self.threads}. Decoding a file takes {self.decode_p99_ms:.1f} ms more"
+        )
+
+
 class Draft(Section):
     """Everything about a model but its files: what fitting knows. `folder.write` makes a `Manifest` of it.
 
@@ -162,6 +214,7 @@ class Draft(Section):
         provenance: What it was fitted on, where and when.
         fit: How fitting went.
         parity: How closely the exported model follows the trained one.
+        latency: What time an image was promised to take, and takes; None where no budget was given.
         runtime: What runs it: ONNX Runtime, or PyTorch where scoring needs gradients. Another value is another branch
             in `session.open_session`.
         schema_version: Version of this layout.
@@ -175,6 +228,7 @@ class Draft(Section):
     provenance: Provenance
     fit: Fit
     parity: Parity
+    latency: Latency | None = None
     runtime: Runtime = "onnx"
     schema_version: Literal[1] = SCHEMA_VERSION
 

@@ -62,7 +62,7 @@ class Session:
             ModelFolderError: ONNX Runtime cannot load the model, or it does not take images and give maps and scores.
         """
         self.provider = provider
-        self.threads = _default_threads() if threads is None else check_threads(threads)
+        self.threads = default_threads() if threads is None else check_threads(threads)
         wanted = _installed(provider)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
@@ -182,7 +182,8 @@ def _installed(provider: str) -> list[str]:
     return list(dict.fromkeys([wanted, PROVIDERS["cpu"][0]]))
 
 
-def _default_threads() -> int:
+def default_threads() -> int:
+    """Threads an inspection uses when nobody says otherwise: the cores this process may use, at most 4."""
     # A container or a service manager often leaves a process fewer cores than the machine has.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(_MAX_DEFAULT_THREADS, cores)

@@ -9,8 +9,9 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +43,7 @@ from makel.model.manifest import (
     Provenance,
 )
 from makel.model.session import Runner, Session
-from makel.training import backbones
+from makel.training import backbones, latency
 from makel.training.detector import Detector, DetectorConfig
 from makel.training.export import check_parity, export_onnx, torch_scores
 from makel.training.features import FeatureCache, Progress, extract, extract_shared
@@ -91,6 +92,8 @@ class FitSummary:
             "final_loss": self.manifest.fit.final_loss,
             "warnings": list(self.manifest.fit.warnings),
             "parity": self.manifest.parity.model_dump(),
+            "latency": self.manifest.latency
+            and {**self.manifest.latency.model_dump(), "kept": self.manifest.latency.kept},
         }
 
     def lines(self) -> list[str]:
@@ -106,6 +109,7 @@ class FitSummary:
             f"seconds    {seconds['total']:.1f} in all: {stages}",
             f"threshold  {manifest.calibration.image_threshold:.4g}",
             f"promise    {manifest.calibration.explain()}",
+            *((f"latency    {manifest.latency.explain()}",) if manifest.latency else ()),
         ]
 
 
@@ -144,6 +148,7 @@ def fit(
     false_reject: float = 0.01,
     calibrate: Scheme = "holdout",
     holdout: float = 0.2,
+    latency_budget: float | None = None,
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
@@ -167,6 +172,8 @@ def fit(
         calibrate: "holdout": thresholds from images kept out of the fit; "cross": from every image, each scored by a
             model of a fold that did not see it, and the final model is fitted on all.
         holdout: Share of the good images to hold out.
+        latency_budget: Milliseconds from a decoded image to its verdict at the 99th percentile on this machine, for
+            which size and backbone are chosen where they are not given; see `makel.training.latency`.
         seed: Seed of everything random.
         device: "auto", "cpu", "cuda" or "mps".
         resume: Go on with an interrupted fit of the same images and settings.
@@ -177,7 +184,7 @@ def fit(
         What was done, with the manifest of the model folder.
 
     Raises:
-        UsageError: A setting cannot be used.
+        UsageError: A setting cannot be used, or nothing keeps the latency budget.
         DatasetError: The images cannot be used.
         WeightsError: The backbone's weights are missing.
         TrainingError: A loss turned NaN.
@@ -194,10 +201,38 @@ def fit(
     config = detector_class.config_class.preset(preset, **changes)
     where = choose_device(device)
     images_needed(false_reject)  # refuses a budget that is none, before anything is spent
+    if latency_budget is not None:
+        latency.check_budget(latency_budget)
 
     with model_folder.staging(target) as stage, _work_folder(target, resume) as work:
         with watch.stage("data"):
             dataset = data if isinstance(data, Dataset) else load(Path(data))
+        choice = None
+        if latency_budget is not None:
+            with watch.stage("latency"):
+                choice = latency.choose(
+                    latency_budget,
+                    dataset,
+                    config,
+                    given=changes.keys(),
+                    build=lambda changed: build_detector(detector_class, changed, seed),
+                    # Everything that decides the shape of the network, and nothing that decides how well it learns.
+                    fit=partial(
+                        fit,
+                        method=method,
+                        preset=preset,
+                        blocks=blocks,
+                        batch_size=batch_size,
+                        settings=settings,
+                        epochs=1 if config.epochs_for(1) else None,
+                        false_reject=0.5,
+                        seed=seed,
+                        device=device,
+                    ),
+                    progress=progress,
+                )
+            config = replace(config, size=choice.size, backbone=choice.backbone)
+        with watch.stage("data"):
             parts = split(dataset, holdout=0.0 if calibrate == "cross" else holdout, seed=seed)
             to_fit = parts.fit
             preparation = Preparation.of(decode_all(sample.image_path for sample in to_fit), size=config.size)
@@ -272,6 +307,11 @@ def fit(
             parity=parity,
             runtime="onnx" if detector.exports else "torch",
         )
+        if choice is not None and latency_budget is not None:
+            with watch.stage("latency"):
+                kept = latency.keep_promise(choice, latency_budget, draft, stage, held_out.paths)
+            spent = draft.fit.model_copy(update={"seconds": watch.total()})
+            draft = draft.model_copy(update={"latency": kept, "fit": spent})
         unreadable = tuple(str(error) for error in (*extraction.unreadable, *held_out.unreadable))
         write_fit_report(
             stage / REPORT_NAME,
