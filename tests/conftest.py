@@ -36,6 +36,16 @@ def real_data():
     return REAL_DATA
 
 
+@pytest.fixture(scope="session")
+def postgresql():
+    """A PostgreSQL server; `postgresql.database()` is the URL of a new empty database on it."""
+    from postgresql import Server
+
+    server = Server()
+    yield server
+    server.remove()
+
+
 @pytest.fixture
 def one_thread():
     """PyTorch on one thread, for networks so small that more would only wait for each other."""

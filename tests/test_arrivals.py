@@ -3,9 +3,9 @@
 from dataclasses import replace
 
 import pytest
-from test_decisions import DECISION
 
 from makel.station.store import Store
+from record import DECISION
 
 
 @pytest.fixture

@@ -5,23 +5,7 @@ import pytest
 
 from makel.errors import UsageError
 from makel.station.decisions import START, Answer, Audit, Decision, Recorded, canonical, instant, link, now
-from makel.types import Region
-
-DECISION = Decision(
-    at="2026-11-25T14:30:00.000001+00:00",
-    model="screw",
-    model_id="0123abcd",
-    source="http",
-    name="part 7.png",
-    image_sha256="ab" * 32,
-    verdict="reject",
-    reason="",
-    score=1.25,
-    threshold=1.0,
-    p_value=0.003,
-    regions=(Region((1, 2, 5, 7), 13, 2.5),),
-    latency_ms=17.0,
-)
+from record import DECISION
 
 
 def test_a_decision_survives_json():

@@ -8,110 +8,29 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, func, insert, literal, select, update
+from sqlalchemy import func, insert, select, update
 
 from makel.errors import NotFoundError, StoreError, UsageError
 from makel.station.database import Database
-from makel.station.decisions import (
-    Answer,
-    Audit,
-    Decision,
-    Head,
-    Kind,
-    Recorded,
-    canonical,
-    instant,
-    link,
-    now,
-)
-from makel.station.tables import ENTRIES, HAS_ARRIVAL, HEAD, IS_ANSWER, IS_DECISION
+from makel.station.decisions import Answer, Audit, Broken, Decision, Head, Recorded, now
+from makel.station.entries import Draft, known, next_row, storable
+from makel.station.export import export
+from makel.station.filters import DECISIONS, EVERYTHING, Filter, recorded
+from makel.station.tables import ENTRIES, HAS_ARRIVAL, HEAD, HEAD_ROW, IS_ANSWER, IS_DECISION
+from makel.station.verification import verify
 from makel.types import Label
-
-
-@dataclass(frozen=True)
-class Filter:
-    """Which decisions are meant: those that meet everything that is set.
-
-    Attributes:
-        model: The name a model is served under.
-        verdict: "pass" or "reject".
-        answer: What a person last said: "good", "defect", or "none" for parts nobody spoke of.
-        since: From this moment on, in ISO 8601.
-        until: Before this moment, in ISO 8601.
-        name: Part of the caller's name, whether in capitals or not.
-    """
-
-    model: str | None = None
-    verdict: Literal["pass", "reject"] | None = None
-    answer: Label | Literal["none"] | None = None
-    since: str | None = None
-    until: str | None = None
-    name: str | None = None
-
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """The same as conditions on the table of entries.
-
-        Raises:
-            UsageError: A moment that is not ISO 8601.
-        """
-        found: list[ColumnElement[bool]] = [IS_DECISION]
-        if self.model is not None:
-            found.append(ENTRIES.c.model == _storable(self.model))
-        if self.verdict is not None:
-            found.append(ENTRIES.c.verdict == self.verdict)
-        if self.since is not None:
-            found.append(ENTRIES.c.at >= instant(self.since))
-        if self.until is not None:
-            found.append(ENTRIES.c.at < instant(self.until))
-        if self.name:
-            found.append(ENTRIES.c.name.icontains(_storable(self.name), autoescape=True))
-        if self.answer == "none":
-            found.append(_LAST_ANSWER.is_(None))
-        elif self.answer is not None:
-            # From the answers, which are few, to their decisions; the other way would walk through all of those.
-            said = ENTRIES.alias("said")
-            answered = select(said.c.number).where(said.c.kind == "answer", said.c.answer == self.answer)
-            found += [ENTRIES.c.number.in_(answered), literal(self.answer) == _LAST_ANSWER]
-        return found
-
-
-_ANSWERS = ENTRIES.alias("answers")
-_LAST_ANSWER = (
-    select(_ANSWERS.c.answer)
-    .where(_ANSWERS.c.kind == "answer", _ANSWERS.c.number == ENTRIES.c.number)
-    .order_by(_ANSWERS.c.entry.desc())
-    .limit(1)
-    .correlate(ENTRIES)
-    .scalar_subquery()
-)
-EVERYTHING = Filter()
-
-
-@dataclass
-class _Draft:
-    """An entry on its way into the chain: all of its JSON but the positions, which its turn decides."""
-
-    kind: Kind
-    body: dict[str, Any]
-    line: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        try:
-            self.line = canonical(self.body)
-        except (TypeError, ValueError) as error:  # found here, it harms nobody else's entries
-            raise UsageError(f"this {self.kind} cannot be recorded: {error}; it holds plain finite values") from None
 
 
 @dataclass
 class _Waiting:
     """What one caller brought, and what became of it."""
 
-    drafts: list[_Draft]
+    drafts: list[Draft]
     once: bool = False
     written: list[tuple[int, str]] = field(default_factory=list)  # number and hash of each
     error: StoreError | None = None
@@ -182,7 +101,7 @@ class Store:
         Raises:
             StoreError: The record cannot be written now.
         """
-        drafts = [_Draft("decision", decision.to_json()) for decision in decisions]
+        drafts = [Draft("decision", decision.to_json()) for decision in decisions]
         written = self._add(_Waiting(drafts, once))
         return [
             Recorded(number, decision, entry_hash)
@@ -199,7 +118,7 @@ class Store:
         if answer not in ("good", "defect"):
             raise UsageError(f"answer is {answer!r}: it is 'good' or 'defect'")
         self.get(number)
-        self._add(_Waiting([_Draft("answer", Answer(number, answer, by, now()).to_json())]))
+        self._add(_Waiting([Draft("answer", Answer(number, answer, by, now()).to_json())]))
 
     def audit(self, by: str, role: str, action: str, detail: Mapping[str, Any]) -> None:
         """Add a change somebody made.
@@ -213,7 +132,7 @@ class Store:
         Raises:
             StoreError: The record cannot be written now.
         """
-        self._add(_Waiting([_Draft("audit", Audit(by, role, action, detail, now()).to_json())]))
+        self._add(_Waiting([Draft("audit", Audit(by, role, action, detail, now()).to_json())]))
 
     def get(self, number: int) -> Recorded:
         """The decision of a number.
@@ -223,10 +142,10 @@ class Store:
             StoreError: The record cannot be read now.
         """
         with self._database.read() as connection:
-            row = connection.execute(_DECISIONS.where(IS_DECISION, ENTRIES.c.number == number)).one_or_none()
+            row = connection.execute(DECISIONS.where(IS_DECISION, ENTRIES.c.number == number)).one_or_none()
         if row is None:
             raise NotFoundError(f"{self.name} has no decision number {number}")
-        return self._recorded(row)
+        return recorded(self._database, row)
 
     def find(self, filter: Filter = EVERYTHING, *, before: int | None = None, limit: int = 100) -> list[Recorded]:  # noqa: A002  the word users know
         """Decisions, newest first.
@@ -239,12 +158,12 @@ class Store:
         Raises:
             StoreError: The record cannot be read now.
         """
-        query = _DECISIONS.where(*filter.conditions()).order_by(ENTRIES.c.number.desc()).limit(limit)
+        query = DECISIONS.where(*filter.conditions()).order_by(ENTRIES.c.number.desc()).limit(limit)
         if before is not None:
             query = query.where(ENTRIES.c.number < before)
         with self._database.read() as connection:
             rows = connection.execute(query).all()
-        return [self._recorded(row) for row in rows]
+        return [recorded(self._database, row) for row in rows]
 
     def after(self, number: int, *, limit: int = 100) -> list[Recorded]:
         """Decisions of a higher number, oldest first: what a reader that knows all up to `number` has missed.
@@ -252,10 +171,10 @@ class Store:
         Raises:
             StoreError: The record cannot be read now.
         """
-        query = _DECISIONS.where(IS_DECISION, ENTRIES.c.number > number).order_by(ENTRIES.c.number).limit(limit)
+        query = DECISIONS.where(IS_DECISION, ENTRIES.c.number > number).order_by(ENTRIES.c.number).limit(limit)
         with self._database.read() as connection:
             rows = connection.execute(query).all()
-        return [self._recorded(row) for row in rows]
+        return [recorded(self._database, row) for row in rows]
 
     def arrived(self, arrival: str) -> list[Recorded]:
         """The decisions on one delivery of a file, oldest first.
@@ -263,10 +182,10 @@ class Store:
         Raises:
             StoreError: The record cannot be read now.
         """
-        query = _DECISIONS.where(IS_DECISION, HAS_ARRIVAL, ENTRIES.c.arrival == _storable(arrival))
+        query = DECISIONS.where(IS_DECISION, HAS_ARRIVAL, ENTRIES.c.arrival == storable(arrival))
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(ENTRIES.c.number)).all()
-        return [self._recorded(row) for row in rows]
+        return [recorded(self._database, row) for row in rows]
 
     def count(self, filter: Filter = EVERYTHING) -> int:  # noqa: A002  as in `find`
         """How many decisions there are.
@@ -307,7 +226,47 @@ class Store:
             StoreError: The record cannot be read now.
         """
         with self._database.read() as connection:
-            return _head(connection.execute(select(HEAD)).one())
+            return Head(*connection.execute(HEAD_ROW).one())
+
+    def verify(
+        self, noted: Head | None = None, progress: Callable[[int, int], None] = lambda *_: None
+    ) -> Broken | None:
+        """Check the whole chain, also while others add to it.
+
+        Args:
+            noted: A head from earlier, kept elsewhere: then a record that was written anew shows, too.
+            progress: Called with the number of entries checked, and of all.
+
+        Returns:
+            The first entry that is not as it was written, or None.
+
+        Raises:
+            StoreError: The record cannot be read now.
+        """
+        return verify(self._database, noted, progress)
+
+    def export(
+        self,
+        path: str | Path,
+        filter: Filter = EVERYTHING,  # noqa: A002  as in `find`
+        progress: Callable[[int, int], None] = lambda *_: None,
+    ) -> int:
+        """Write decisions to a table, oldest first: .csv or .parquet, whole or not at all.
+
+        Args:
+            path: The file; one that is there is replaced.
+            filter: Which decisions.
+            progress: Called with the number of decisions written, and of all.
+
+        Returns:
+            Number of decisions.
+
+        Raises:
+            UsageError: Another ending.
+            MissingExtraError: Parquet without its library.
+            StoreError: The record cannot be read now, or the file not be written.
+        """
+        return export(self._database, Path(path), filter, progress)
 
     def _add(self, mine: _Waiting) -> list[tuple[int, str]]:
         with self._queueing:
@@ -325,15 +284,15 @@ class Store:
         try:
             with self._database.write() as connection:
                 # On PostgreSQL this lock makes writers queue; on SQLite they already do.
-                head = _head(connection.execute(select(HEAD).with_for_update()).one())
+                head = Head(*connection.execute(HEAD_ROW.with_for_update()).one())
                 rows: list[dict[str, Any]] = []
                 for waiting in batch:
                     waiting.written = []
-                    known = _known(connection, waiting.drafts) if waiting.once else {}
+                    in_it = known(connection, waiting.drafts) if waiting.once else {}
                     for draft in waiting.drafts:
-                        there = known.get(draft.line)
+                        there = in_it.get(draft.line)
                         if there is None:
-                            head, row = _row(head, draft)
+                            head, row = next_row(head, draft)
                             rows.append(row)
                         waiting.written.append(there or (head.number, head.hash))
                 if rows:
@@ -347,53 +306,3 @@ class Store:
         finally:
             for waiting in batch:
                 waiting.done = True
-
-    def _recorded(self, row: Any) -> Recorded:
-        try:
-            return Recorded(row.number, Decision.from_json(json.loads(row.body)), row.hash, row.said)
-        except (ValueError, KeyError, TypeError, UsageError) as error:
-            raise StoreError(f"{self.name}: decision {row.number} was changed; 'makel history' verifies it") from error
-
-
-_DECISIONS: Select[Any] = select(ENTRIES.c.number, ENTRIES.c.body, ENTRIES.c.hash, _LAST_ANSWER.label("said"))
-
-
-def _head(row: Any) -> Head:
-    return Head(row.entry, row.number, row.hash)
-
-
-def _row(head: Head, draft: _Draft) -> tuple[Head, dict[str, Any]]:
-    """The next entry of the chain as a row, and the head after it."""
-    entry = head.entry + 1
-    number = head.number + 1 if draft.kind == "decision" else head.number
-    body = draft.body | {"kind": draft.kind, "entry": entry}
-    if draft.kind == "decision":
-        body["number"] = number
-    line = canonical(body)
-    head = Head(entry, number, link(head.hash, line))
-    return head, {"entry": entry, "hash": head.hash, "body": line, **columns(body)}
-
-
-def columns(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns that repeat what is in an entry's JSON, to find it by."""
-    found = {key: body.get(key) for key in ("kind", "number", "at", "model", "verdict", "name", "arrival", "answer")}
-    return {key: _storable(value) if isinstance(value, str) else value for key, value in found.items()}
-
-
-def _storable(text: str) -> str:
-    """Text as every database takes it: file names may hold bytes that are no text, and PostgreSQL takes no NUL."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8").replace("\0", "\\x00")
-
-
-def _known(connection: Connection, drafts: Sequence[_Draft]) -> dict[str, tuple[int, str]]:
-    """Which of the drafts are in the record already: canonical JSON to number and hash."""
-    found: dict[str, tuple[int, str]] = {}
-    moments = sorted({str(draft.body["at"]) for draft in drafts})
-    for start in range(0, len(moments), 500):  # databases bound the values of one statement
-        query = select(ENTRIES.c.number, ENTRIES.c.hash, ENTRIES.c.body).where(
-            IS_DECISION, ENTRIES.c.at.in_(moments[start : start + 500])
-        )
-        for row in connection.execute(query):
-            body = json.loads(row.body)
-            found[canonical(Decision.from_json(body).to_json())] = (row.number, row.hash)
-    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, SmallInteger, String, Table, Text
+from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, SmallInteger, String, Table, Text, select
 
 METADATA = MetaData()
 
@@ -34,6 +34,9 @@ HEAD = Table(
     Column("hash", String(64), nullable=False),
 )
 """One row: where the chain ends. Whoever adds to the chain holds its lock, so that the chain cannot fork."""
+
+HEAD_ROW = select(HEAD.c.entry, HEAD.c.number, HEAD.c.hash)
+"""What a `Head` is made of."""
 
 IS_DECISION = ENTRIES.c.kind == "decision"
 IS_ANSWER = ENTRIES.c.kind == "answer"
