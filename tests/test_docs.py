@@ -65,7 +65,7 @@ def test_every_command_line_is_one_makel_takes(name):
     for words in command_lines(text_of(name)):
         if words == ["--version"]:
             continue
-        size = 2 if words[0] == "weights" else 1
+        size = 1 if words[0] in COMMANDS else 2
         command = COMMANDS[" ".join(words[:size])]
         command.make_context(words[0], words[size:])  # refuses an unknown option, a wrong value, a missing argument
 

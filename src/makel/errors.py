@@ -10,6 +10,7 @@
     ├── TrainingError         fitting went wrong (a loss turned NaN, a collapsed network)
     ├── ModelFolderError      a model folder that is damaged, unknown or changed
     ├── StoreError            the station's record cannot be used now: locked, full, gone
+    ├── BrokenRecordError     a record that is not as it was written
     ├── NotFoundError         something asked for by name or number that is not there
     └── ParityError           the exported model disagrees with the trained one
 
@@ -63,6 +64,10 @@ class StoreError(MakelError):
     """The station's record cannot be used now: locked, full, gone."""
 
 
+class BrokenRecordError(MakelError):
+    """A record that is not as it was written."""
+
+
 class NotFoundError(MakelError):
     """Something asked for by name or number that is not there."""
 
@@ -86,6 +91,7 @@ CODES: dict[type[MakelError], tuple[int, int]] = {
     ParityError: (9, 500),
     StoreError: (10, 503),
     NotFoundError: (11, 404),
+    BrokenRecordError: (16, 500),
     MakelError: (70, 500),
 }
 

@@ -6,14 +6,17 @@ from importlib.util import find_spec
 
 from makel.errors import MissingExtraError
 
-_PACKAGES = {"fit": ("torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript")}
+_PACKAGES = {
+    "fit": ("torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript"),
+    "station": ("fastapi", "uvicorn", "python_multipart", "sqlalchemy", "alembic", "prometheus_client", "paho"),
+}
 
 
 def require(extra: str, what: str) -> None:
     """Make sure an extra is installed, without importing it.
 
     Args:
-        extra: Name of the extra, "fit".
+        extra: Name of the extra, "fit" or "station".
         what: The command that needs it, for the message.
 
     Raises:

@@ -25,6 +25,8 @@ from makel.station.tables import ENTRIES, HAS_ARRIVAL, HEAD, HEAD_ROW, IS_ANSWER
 from makel.station.verification import verify
 from makel.types import Label
 
+__all__ = ["Filter", "Store"]
+
 
 @dataclass
 class _Waiting:
