@@ -12,6 +12,10 @@
     ├── StoreError            the station's record cannot be used now: locked, full, gone
     ├── BrokenRecordError     a record that is not as it was written
     ├── NotFoundError         something asked for by name or number that is not there
+    ├── Overloaded            more work than there is room for: nothing was accepted, send it again later
+    ├── TooLargeError         more bytes or pixels than are accepted
+    ├── UnauthorisedError     who asks is not known
+    ├── ForbiddenError        who asks is known and may not do this
     └── ParityError           the exported model disagrees with the trained one
 
 Every message is one line: what came, what was expected, what to do, and the path.
@@ -72,6 +76,22 @@ class NotFoundError(MakelError):
     """Something asked for by name or number that is not there."""
 
 
+class Overloaded(MakelError):  # noqa: N818  a state that passes, not a mistake
+    """More work than there is room for: nothing was accepted, send it again later."""
+
+
+class TooLargeError(MakelError):
+    """More bytes or pixels than are accepted."""
+
+
+class UnauthorisedError(MakelError):
+    """Who asks is not known."""
+
+
+class ForbiddenError(MakelError):
+    """Who asks is known and may not do this."""
+
+
 class ParityError(MakelError):
     """The exported model disagrees with the trained one."""
 
@@ -91,6 +111,10 @@ CODES: dict[type[MakelError], tuple[int, int]] = {
     ParityError: (9, 500),
     StoreError: (10, 503),
     NotFoundError: (11, 404),
+    Overloaded: (12, 503),
+    TooLargeError: (13, 413),
+    UnauthorisedError: (14, 401),
+    ForbiddenError: (15, 403),
     BrokenRecordError: (16, 500),
     MakelError: (70, 500),
 }

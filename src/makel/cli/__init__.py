@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from makel.cli import bench, demo, evaluate, fit, history, inspect, model, weights
+from makel.cli import bench, demo, evaluate, fit, history, inspect, model, serve, weights
 from makel.errors import CODES, MakelError, UsageError, exit_code
 
 INTERRUPTED_EXIT_CODE = 130
@@ -47,6 +47,8 @@ app.command("verify")(model.verify)
 app.command("info")(model.info)
 app.add_typer(weights.app, name="weights")
 app.command("bench")(bench.bench)
+app.command("serve")(serve.serve)
+app.add_typer(serve.tokens, name="token")
 app.add_typer(history.app, name="history")
 
 

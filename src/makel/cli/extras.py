@@ -8,7 +8,16 @@ from makel.errors import MissingExtraError
 
 _PACKAGES = {
     "fit": ("torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript"),
-    "station": ("fastapi", "uvicorn", "python_multipart", "sqlalchemy", "alembic", "prometheus_client", "paho"),
+    "station": (
+        "fastapi",
+        "uvicorn",
+        "httptools",
+        "python_multipart",
+        "sqlalchemy",
+        "alembic",
+        "prometheus_client",
+        "paho",
+    ),
 }
 
 

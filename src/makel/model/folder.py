@@ -158,6 +158,32 @@ def write(target: Path, stage: Path, draft: Draft) -> Manifest:
     return manifest
 
 
+def copy(source: ModelFolder, target: Path) -> ModelFolder:
+    """A second copy of a model folder, whole or not at all; every byte is checked as it is copied.
+
+    Args:
+        source: From `open_folder`.
+        target: Where the copy is to be. Nothing may be there; its parents are made.
+
+    Raises:
+        ModelFolderError: A file of the source was changed, or `target` exists or cannot be written.
+    """
+    with staging(target) as stage:
+        if target.exists():
+            raise ModelFolderError(f"{target} exists already: a copy replaces nothing")
+        for name in (*source.manifest.files, MANIFEST_NAME):
+            data = source.manifest.to_bytes() if name == MANIFEST_NAME else source.read(name)
+            try:
+                (stage / name).parent.mkdir(parents=True, exist_ok=True)
+                (stage / name).write_bytes(data)
+            except OSError as error:
+                raise ModelFolderError(f"{target} cannot be written: {error.strerror}") from error
+        _flush(stage)
+        stage.rename(target)
+        _flush_directory(target.parent)
+    return ModelFolder(target, source.manifest)
+
+
 def check_target(target: Path) -> None:
     """Refuse a target that replacing would take something from that makel did not write.
 

@@ -1,0 +1,117 @@
+"""`makel serve` and `makel token`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from makel.cli.extras import require
+
+DATA = Path("makel-station")
+
+Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of models, record and pictures.")]
+
+tokens = typer.Typer(name="token", help="Tokens for a station that others reach.")
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL...]", help="Model folders, or NAME=FOLDER; added to those in DIR."),
+    ] = None,
+    data: Data = DATA,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="PostgreSQL for the record.", show_default="SQLite in DIR")
+    ] = None,
+    queue: Annotated[int, typer.Option(min=1, help="Images under way at most, for each model.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="Images a model takes at once, at most.")] = 4,
+    deadline_ms: Annotated[
+        float | None, typer.Option(min=1, help="An image without a decision by then is a reject.", show_default="none")
+    ] = None,
+    max_body_mb: Annotated[int, typer.Option(min=1, help="Megabytes one request may bring.")] = 64,
+    require_token: Annotated[
+        bool, typer.Option("--require-token", help="Ask for a token on the loopback too.")
+    ] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processor threads a model uses at most.", show_default="the cores, 4 at most"),
+    ] = None,
+    provider: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or openvino.")] = "cpu",
+) -> None:
+    """Serve models over HTTP: every decision recorded, nothing accepted lost."""
+    require("station", "makel serve")
+    from makel.station.access import Access, Tokens
+    from makel.station.limits import BodyLimits
+    from makel.station.service import create_app, listen, server
+    from makel.station.station import Settings, Station
+
+    access = Access.on(host, Tokens(data / "tokens.json"), token_needed=require_token)
+    settings = Settings(
+        queue=queue,
+        batch=batch,
+        deadline_s=None if deadline_ms is None else deadline_ms / 1000,
+        threads=threads,
+        provider=provider,
+    )
+    data.mkdir(parents=True, exist_ok=True)
+    with Station.open(data, settings, store=store) as station:
+        for model in models or ():
+            name, _, folder = model.rpartition("=")
+            version, new = station.add(name or Path(folder).resolve().name, Path(folder), by=_user(), role="engineer")
+            print(f"makel: {version.name} version {version.version}{' is new' if new else ''}", file=sys.stderr)
+        for problem in station.warnings():
+            print(f"makel: {problem}", file=sys.stderr)
+        app = create_app(station, access, BodyLimits(image_bytes=max_body_mb * 2**20))
+        with listen(host, port) as socket:
+            print(f"makel: serving on http://{host}:{socket.getsockname()[1]}", file=sys.stderr, flush=True)
+            server(app).run([socket])
+
+
+@tokens.command("add")
+def add(
+    role: Annotated[str, typer.Argument(metavar="ROLE", help="operator or engineer.")],
+    data: Data = DATA,
+    name: Annotated[str, typer.Option(help="Whom it is for; the audit names them.", show_default="its id")] = "",
+) -> None:
+    """Make a token and print it, this once."""
+    require("station", "makel token")
+    from makel.station.access import Tokens
+
+    print(Tokens(data / "tokens.json").add(role, name))
+
+
+@tokens.command("list")
+def list_(data: Data = DATA, as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+    """Show whose tokens there are; the tokens themselves are kept nowhere."""
+    require("station", "makel token")
+    from makel.station.access import Tokens
+
+    known = Tokens(data / "tokens.json").all()
+    if as_json:
+        print(json.dumps([{key: getattr(token, key) for key in ("id", "name", "role", "created")} for token in known]))
+        return
+    for token in known:
+        print(f"{token.id}  {token.role:8}  {token.created[:19]}  {token.name}")
+
+
+@tokens.command("remove")
+def remove(
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="From `makel token list`.")], data: Data = DATA
+) -> None:
+    """Make a token worthless, at once."""
+    require("station", "makel token")
+    from makel.station.access import Tokens
+
+    token = Tokens(data / "tokens.json").remove(token_id)
+    print(f"{token.id} of {token.name} opens nothing any more")
+
+
+def _user() -> str:
+    return os.environ.get("USER") or os.environ.get("USERNAME") or "command line"

@@ -1,0 +1,349 @@
+"""One model's line: a bounded queue, threads that decode, and one that runs the model on what is ready.
+
+    submit → waiting → decoding (`workers` threads) → ready → judging (one thread, up to `batch` at once) → done
+
+The queue is bounded from end to end: an image counts from `submit` until its `done` was called, and when `queue` images
+are under way the next one is refused. Few images are decoded ahead, so that large ones wait as the bytes they came in.
+Batches are what happens to be ready; nothing waits for one to fill.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TypeVar
+
+from makel.errors import MakelError, Overloaded
+from makel.images import MAX_PIXELS, decode
+from makel.model.inspector import Inspector, Prepared
+from makel.types import Verdict
+
+Result = TypeVar("Result")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What became of an image.
+
+    Attributes:
+        verdict: What the model said; None for a fail-safe reject.
+        reason: Why it is a fail-safe reject; "" where there is a verdict.
+        inspector: What said it; None where no model answered.
+        latency_ms: From accepted to decided.
+    """
+
+    verdict: Verdict | None
+    reason: str
+    inspector: Inspector | None
+    latency_ms: float
+
+
+@dataclass(eq=False)
+class Ticket:
+    """An image on its way. `Line.cancel` takes it back as long as nothing was done with it."""
+
+    name: str
+    image: bytes | None  # None once it is decoded, or no longer wanted
+    accepted_s: float
+    deadline_s: float | None  # both by perf_counter
+    done: Callable[[Judged], None] | None
+    inspector: Inspector | None = None
+    prepared: Prepared | None = None
+
+
+@dataclass(eq=False)
+class _Errand:
+    """Something else the model's thread is to do."""
+
+    work: Callable[[Inspector], None]
+    future: Future[None] = field(default_factory=Future)
+
+
+class Line:
+    """One model's queue and threads. `submit` may be called from anywhere and never waits.
+
+    Attributes:
+        name: What the model is served under.
+        queue: Images under way at most.
+        batch: Images the model takes at once, at most.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        inspector: Inspector,
+        *,
+        queue: int = 64,
+        batch: int = 4,
+        workers: int = 2,
+        max_pixels: int = MAX_PIXELS,
+    ) -> None:
+        """Start the threads.
+
+        Args:
+            name: What the model is served under.
+            inspector: The model.
+            queue: Images under way at most; the next one is refused.
+            batch: Images the model takes at once, at most.
+            workers: Threads that decode.
+            max_pixels: A larger image is a fail-safe reject.
+        """
+        self.name, self.queue, self.batch = name, queue, batch
+        self._inspector, self._max_pixels = inspector, max_pixels
+        self._ahead = batch + workers
+        self._waiting: deque[Ticket] = deque()
+        self._ready: deque[Ticket | _Errand] = deque()
+        self._deadlines: list[tuple[float, int, Ticket]] = []
+        self._order = itertools.count()
+        self._open = self._decoding = 0
+        self._closing = self._stopped = False
+        self._lock = threading.Lock()
+        self._can_decode, self._can_judge, self._can_expire, self._idle = (
+            threading.Condition(self._lock) for _ in range(4)
+        )
+        self._threads = [
+            threading.Thread(target=target, name=f"makel-{what}-{name}", daemon=True)
+            for what, target in [*[("decode", self._decode)] * workers, ("judge", self._judge), ("clock", self._expire)]
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def inspector(self) -> Inspector:
+        """The model that takes the next image."""
+        return self._inspector
+
+    @property
+    def depth(self) -> int:
+        """Images and errands under way."""
+        return self._open
+
+    def submit(
+        self, image: bytes, *, name: str, done: Callable[[Judged], None], deadline_s: float | None = None
+    ) -> Ticket:
+        """Accept an image.
+
+        Args:
+            image: The bytes of an image file.
+            name: What to call it in a reason.
+            done: Called once, on a thread of the line, with what became of the image. It may wait, and thereby hold the
+                line back; it must not raise.
+            deadline_s: Seconds from now after which it is a fail-safe reject.
+
+        Returns:
+            What `cancel` takes.
+
+        Raises:
+            Overloaded: As many images as `queue` are under way, or the line is closing. Nothing was accepted.
+        """
+        now = perf_counter()
+        ticket = Ticket(name, image, now, None if deadline_s is None else now + deadline_s, done)
+        with self._lock:
+            self._admit()
+            self._waiting.append(ticket)
+            self._can_decode.notify()
+            if ticket.deadline_s is not None:
+                heapq.heappush(self._deadlines, (ticket.deadline_s, next(self._order), ticket))
+                self._can_expire.notify()
+        return ticket
+
+    def cancel(self, ticket: Ticket) -> bool:
+        """Take an image back that nothing was done with.
+
+        Returns:
+            Whether it was still waiting. Its `done` is then never called.
+        """
+        with self._lock:
+            if ticket not in self._waiting:
+                return False
+            self._waiting.remove(ticket)
+            ticket.image = ticket.done = None
+            self._leave()
+            return True
+
+    def run(self, work: Callable[[Inspector], Result]) -> Future[Result]:
+        """Do something with the model between two batches, on the thread that runs it.
+
+        Args:
+            work: Gets the inspector of that moment.
+
+        Raises:
+            Overloaded: As `submit`.
+        """
+        future: Future[Result] = Future()
+
+        def errand(inspector: Inspector) -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work(inspector))
+                except BaseException as error:  # belongs to whoever asked
+                    future.set_exception(error)
+
+        with self._lock:
+            self._admit()
+            self._ready.append(_Errand(errand))
+            self._can_judge.notify()
+        return future
+
+    def swap(self, inspector: Inspector) -> Inspector:
+        """Put another model on the line. What was prepared for the old one is still judged by it; nothing is dropped.
+
+        Returns:
+            The model before.
+        """
+        with self._lock:
+            before, self._inspector = self._inspector, inspector
+            return before
+
+    def drain(self, timeout_s: float | None = None) -> bool:
+        """Accept nothing more, and wait for what was accepted.
+
+        Returns:
+            Whether all of it is done.
+        """
+        with self._lock:
+            self._closing = True
+            return self._idle.wait_for(lambda: not self._open, timeout_s)
+
+    def close(self) -> None:
+        """End the threads. What is still under way is never done: `drain` first."""
+        with self._lock:
+            self._closing = self._stopped = True
+            for condition in (self._can_decode, self._can_judge, self._can_expire, self._idle):
+                condition.notify_all()
+        for thread in self._threads:
+            thread.join()
+
+    def _admit(self) -> None:
+        if self._closing:
+            raise Overloaded(f"{self.name} is being closed: send it to another station, or again later")
+        if self._open >= self.queue:
+            raise Overloaded(
+                f"{self.name} has {self._open} images under way, at most {self.queue}: send it again later"
+            )
+        self._open += 1
+
+    def _leave(self) -> None:
+        self._open -= 1
+        if not self._open:
+            self._idle.notify_all()
+
+    def _settle(self, ticket: Ticket, verdict: Verdict | None, reason: str, inspector: Inspector | None = None) -> None:
+        """Say what became of an image; whoever comes second, model or clock, is not heard."""
+        now = perf_counter()
+        if ticket.deadline_s is not None and now >= ticket.deadline_s:
+            allowed_ms = 1000 * (ticket.deadline_s - ticket.accepted_s)
+            verdict, reason, inspector = None, f"no decision within {allowed_ms:g} ms", None
+        with self._lock:
+            done, ticket.done, ticket.image = ticket.done, None, None
+        if done is None:
+            return
+        try:
+            done(Judged(verdict, reason, inspector, 1000 * (now - ticket.accepted_s)))
+        except Exception:
+            _log.exception("%s: %s was judged, and whoever wanted to know failed", self.name, ticket.name)
+        with self._lock:
+            self._leave()
+
+    def _decode(self) -> None:
+        while True:
+            with self._lock:
+                while not (self._waiting and len(self._ready) + self._decoding < self._ahead):
+                    if self._stopped:
+                        return
+                    self._can_decode.wait()
+                ticket = self._waiting.popleft()
+                image, inspector = ticket.image, self._inspector
+                self._decoding += 1
+            reason = ""
+            try:
+                if image is not None:
+                    pixels = decode(image, name=ticket.name, max_pixels=self._max_pixels)
+                    ticket.inspector, ticket.prepared = inspector, inspector.prepare(pixels, ticket.name)
+                    del pixels  # not kept while this thread waits for the next one
+            except MakelError as error:
+                reason = str(error)
+            except Exception as error:  # a line goes on, whatever a file does to a decoder
+                _log.exception("%s: %s cannot be prepared", self.name, ticket.name)
+                reason = f"{ticket.name} cannot be prepared: {type(error).__name__}"
+            del image
+            if reason:
+                self._settle(ticket, None, reason)
+            with self._lock:
+                self._decoding -= 1
+                if ticket.done is not None:
+                    ticket.image = None
+                    self._ready.append(ticket)
+                    self._can_judge.notify()
+                else:
+                    self._can_decode.notify()
+
+    def _judge(self) -> None:
+        while True:
+            with self._lock:
+                while not self._ready:
+                    if self._stopped:
+                        return
+                    self._can_judge.wait()
+                first = self._ready.popleft()
+                batch = [first] if isinstance(first, Ticket) else []
+                while (
+                    batch
+                    and len(batch) < self.batch
+                    and self._ready
+                    and isinstance(following := self._ready[0], Ticket)
+                    and following.inspector is batch[0].inspector
+                ):
+                    batch.append(following)
+                    self._ready.popleft()
+                inspector = self._inspector
+                self._can_decode.notify_all()
+            if isinstance(first, _Errand):
+                first.work(inspector)
+                with self._lock:
+                    self._leave()
+            else:
+                self._judge_batch([ticket for ticket in batch if ticket.done is not None])
+
+    def _judge_batch(self, batch: list[Ticket]) -> None:
+        if not batch:
+            return
+        inspector = batch[0].inspector
+        assert inspector is not None  # set before a ticket is ready
+        try:
+            verdicts = inspector.judge([ticket.prepared for ticket in batch if ticket.prepared is not None])
+        except Exception as error:
+            if len(batch) > 1:  # one image must not take the others with it
+                for ticket in batch:
+                    self._judge_batch([ticket])
+                return
+            if not isinstance(error, MakelError):
+                _log.exception("%s: %s cannot be judged", self.name, batch[0].name)
+            reason = str(error) if isinstance(error, MakelError) else type(error).__name__
+            self._settle(batch[0], None, f"{batch[0].name} cannot be judged: {reason}")
+            return
+        for ticket, verdict in zip(batch, verdicts, strict=True):
+            self._settle(ticket, verdict, "", inspector)
+
+    def _expire(self) -> None:
+        while True:
+            with self._lock:
+                if self._stopped:
+                    return
+                left_s = self._deadlines[0][0] - perf_counter() if self._deadlines else None
+                if left_s is None or left_s > 0:
+                    self._can_expire.wait(left_s)
+                    continue
+                ticket = heapq.heappop(self._deadlines)[2]
+                if ticket in self._waiting:
+                    self._waiting.remove(ticket)
+            self._settle(ticket, None, "")

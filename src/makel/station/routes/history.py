@@ -1,0 +1,192 @@
+"""The record over HTTP: pages of decisions, their pictures, what people say of them, and the live stream."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from makel.errors import NotFoundError
+from makel.station import bodies, problems
+from makel.station.access import Principal, needs
+from makel.station.decisions import Recorded
+from makel.station.drawing import Picture, draw
+from makel.station.filters import Filter
+from makel.station.station import Station
+
+Number = Annotated[int, Path(ge=1, le=2**53, description="Of a decision")]
+_PNG: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+}
+_KEEP_ALIVE_S = 15.0
+_CATCH_UP = 1000
+
+
+def router(station: Station, closing: asyncio.Event) -> APIRouter:
+    """The endpoints for a station.
+
+    Args:
+        station: Whose record.
+        closing: Set when the service ends: the live streams end too.
+    """
+    routes = APIRouter(tags=["history"], dependencies=[Depends(needs("operator"))])
+
+    @routes.get("/history", responses={200: {"model": bodies.HistoryBody}, **problems.responses()}, response_model=None)
+    def history(
+        model: Annotated[str | None, Query(max_length=64)] = None,
+        verdict: Literal["pass", "reject"] | None = None,
+        answer: Literal["good", "defect", "none"] | None = None,
+        since: Annotated[str | None, Query(max_length=40, description="From this moment on, ISO 8601")] = None,
+        until: Annotated[str | None, Query(max_length=40, description="Before this moment, ISO 8601")] = None,
+        name: Annotated[str | None, Query(max_length=500, description="Part of the caller's name")] = None,
+        before: Annotated[int | None, Query(ge=1, le=2**53, description="Only lower numbers")] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 50,
+    ) -> Response:
+        """Decisions, newest first, a page at a time."""
+        chosen = Filter(model=model, verdict=verdict, answer=answer, since=since, until=until, name=name)
+        found = station.store.find(chosen, before=before, limit=limit + 1)
+        page = found[:limit]
+        more = page[-1].number if len(found) > limit else None
+        return JSONResponse({"decisions": [each.to_json() for each in page], "before": more})
+
+    @routes.get(
+        "/history/{number}",
+        responses={200: {"model": bodies.DecisionBody}, **problems.responses(404)},
+        response_model=None,
+    )
+    def decision(number: Number) -> Response:
+        """One decision."""
+        return JSONResponse(station.store.get(number).to_json())
+
+    @routes.get(
+        "/history/{number}/image",
+        responses={
+            200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+            **problems.responses(404),
+        },
+        response_class=Response,
+        response_model=None,
+    )
+    def image(number: Number) -> Response:
+        """The image as it came, where it is still kept."""
+        picture = station.picture(station.store.get(number))
+        return Response(picture, media_type=_media_type(picture))
+
+    @routes.get(
+        "/history/{number}/overlay",
+        responses={**_PNG, **problems.responses(404)},
+        response_class=Response,
+        response_model=None,
+    )
+    def overlay(number: Number) -> Response:
+        """The image with heat and regions, drawn again by the model that judged it."""
+        return _drawn(station, number, "overlay")
+
+    @routes.get(
+        "/history/{number}/mask",
+        responses={**_PNG, **problems.responses(404)},
+        response_class=Response,
+        response_model=None,
+    )
+    def mask(number: Number) -> Response:
+        """Where the anomaly map exceeds the pixel threshold, at the image's own size."""
+        return _drawn(station, number, "mask")
+
+    @routes.post(
+        "/history/{number}/answer",
+        responses={200: {"model": bodies.DecisionBody}, **problems.responses(404)},
+        response_model=None,
+    )
+    def answer(
+        number: Number, said: bodies.AnswerBody, who: Annotated[Principal, Depends(needs("operator"))]
+    ) -> Response:
+        """Say what the part really was. The decision stays as it is; the answer is added to the record."""
+        return JSONResponse(station.answer(number, said.answer, who.name).to_json())
+
+    @routes.get(
+        "/events",
+        responses={200: {"content": {"text/event-stream": {}}}, **problems.responses()},
+        response_class=Response,
+        response_model=None,
+    )
+    async def events(
+        request: Request, last_event_id: Annotated[str | None, Header(max_length=20)] = None
+    ) -> StreamingResponse:
+        """Every decision as it is recorded, as server-sent events: `event: decision`, its number as `id`, JSON as data.
+
+        A client that comes back with Last-Event-ID gets what it missed first, the last 1000 at most.
+        """
+        after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else None
+        return StreamingResponse(_stream(station, request, closing, after), media_type="text/event-stream")
+
+    return routes
+
+
+async def _stream(station: Station, request: Request, closing: asyncio.Event, after: int | None) -> AsyncIterator[str]:
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[Recorded](1000)
+
+    def hand(recorded: Recorded) -> None:
+        loop.call_soon_threadsafe(_offer, queue, recorded)
+
+    stop = station.listen(hand)
+    end = asyncio.ensure_future(closing.wait())
+    try:
+        yield ": makel\n\n"
+        sent = 0
+        if after is not None:
+            for recorded in await run_in_threadpool(station.store.after, after, limit=_CATCH_UP):
+                yield _event(recorded)
+                sent = recorded.number
+        while not closing.is_set():
+            get = asyncio.ensure_future(queue.get())
+            await asyncio.wait({get, end}, timeout=_KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+            if not get.done():
+                get.cancel()
+                if await request.is_disconnected():
+                    return
+                yield ": still here\n\n"
+            elif get.result().number > sent:  # the rest was in what it missed
+                yield _event(get.result())
+    finally:
+        end.cancel()
+        await run_in_threadpool(stop)
+
+
+def _offer(queue: asyncio.Queue[Recorded], recorded: Recorded) -> None:
+    """Put an event into a client's queue; of a client too slow for it the oldest goes."""
+    if queue.full():
+        queue.get_nowait()
+    queue.put_nowait(recorded)
+
+
+def _event(recorded: Recorded) -> str:
+    return f"event: decision\nid: {recorded.number}\ndata: {json.dumps(recorded.to_json())}\n\n"
+
+
+def _drawn(station: Station, number: int, picture: Picture) -> Response:
+    recorded = station.store.get(number)
+    if not recorded.decision.model_id:
+        raise NotFoundError(f"no model answered for decision {number} ({recorded.decision.reason}): nothing to draw")
+    image = station.picture(recorded)
+    inspector = station.inspector_of(recorded.decision)
+    return Response(draw(station.look(inspector, image), inspector, image, picture), media_type="image/png")
+
+
+_SIGNATURES = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"BM": "image/bmp",
+    b"RIFF": "image/webp",
+    b"II*\0": "image/tiff",
+    b"MM\0*": "image/tiff",
+}
+
+
+def _media_type(image: bytes) -> str:
+    """What a browser may show as a picture; anything else is a file to save."""
+    return next((kind for start, kind in _SIGNATURES.items() if image.startswith(start)), "application/octet-stream")

@@ -1,0 +1,116 @@
+"""The models: what is served, activation and the way back."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+
+from makel.errors import MakelError
+from makel.model.folder import open_folder
+from makel.model.manifest import REPORT_NAME
+from makel.station import bodies, problems
+from makel.station.access import Principal, needs
+from makel.station.registry import NAME, Version
+from makel.station.station import Station
+
+Name = Annotated[str, Path(pattern=f"^{NAME.pattern}$", description="The name a model is served under")]
+Engineer = Annotated[Principal, Depends(needs("engineer"))]
+
+_REPORT_POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; sandbox allow-scripts; "
+    "frame-ancestors 'self'"
+)
+"""A report is one file with all of its styles and scripts inside. It runs in a sandbox, as nobody's page."""
+
+
+def router(station: Station) -> APIRouter:
+    """The endpoints for a station."""
+    routes = APIRouter(tags=["models"], dependencies=[Depends(needs("operator"))])
+
+    @routes.get("/models", responses={200: {"model": bodies.ModelsBody}, **problems.responses()}, response_model=None)
+    def models() -> Response:
+        """What is served, with every version there is."""
+        return JSONResponse({"models": [_model(station, name) for name in station.registry.names()]})
+
+    @routes.get(
+        "/models/{name}", responses={200: {"model": bodies.ModelBody}, **problems.responses(404)}, response_model=None
+    )
+    def model(name: Name) -> Response:
+        """One model."""
+        return JSONResponse(_model(station, name))
+
+    @routes.get(
+        "/models/{name}/report",
+        responses={200: {"content": {"text/html": {}}}, **problems.responses(404)},
+        response_class=HTMLResponse,
+        response_model=None,
+    )
+    def report(name: Name) -> Response:
+        """The report of the version that judges."""
+        path = station.registry.version(name).path
+        page = open_folder(path, verify=False).read(REPORT_NAME)
+        headers = {"Content-Security-Policy": _REPORT_POLICY, "X-Frame-Options": "SAMEORIGIN"}
+        return HTMLResponse(page, headers=headers)
+
+    @routes.post(
+        "/models/{name}/activate",
+        responses={200: {"model": bodies.VersionBody}, **problems.responses(404)},
+        response_model=None,
+    )
+    def activate(name: Name, wanted: bodies.ActivateBody, who: Engineer) -> Response:
+        """Let a version judge from the next image on; what is under way ends with the one before."""
+        return JSONResponse(version_body(station.activate(name, wanted.version, by=who.name, role=who.role)))
+
+    @routes.post(
+        "/models/{name}/rollback",
+        responses={200: {"model": bodies.VersionBody}, **problems.responses(404)},
+        response_model=None,
+    )
+    def rollback(name: Name, who: Engineer) -> Response:
+        """Let the version before judge again."""
+        return JSONResponse(version_body(station.rollback(name, by=who.name, role=who.role)))
+
+    return routes
+
+
+def version_body(version: Version) -> dict[str, Any]:
+    """The documented keys of a version."""
+    return {key: value for key, value in asdict(version).items() if key not in ("name", "path")}
+
+
+def _model(station: Station, name: str) -> dict[str, Any]:
+    versions = station.registry.versions(name)
+    active = next(version for version in versions if version.active)
+    described: dict[str, Any] = {
+        "name": name,
+        "active": active.version,
+        "model_id": active.model_id,
+        "problem": active.problem,
+        "queue": station.settings.queue,
+        "depth": 0,
+        "method": "",
+        "size_px": None,
+        "image_threshold": None,
+        "pixel_threshold": None,
+        "promised_false_reject": None,
+        "n_calibrate": None,
+        "versions": [version_body(version) for version in versions],
+    }
+    try:
+        line = station.line(name)
+    except MakelError as error:
+        return described | {"problem": str(error)}
+    manifest = line.inspector.manifest
+    return described | {
+        "model_id": manifest.model_id,
+        "depth": line.depth,
+        "method": manifest.method.name,
+        "size_px": manifest.preprocessing.size,
+        "image_threshold": manifest.calibration.image_threshold,
+        "pixel_threshold": manifest.calibration.pixel_threshold,
+        "promised_false_reject": manifest.calibration.promised_false_reject,
+        "n_calibrate": manifest.calibration.n,
+    }

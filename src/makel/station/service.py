@@ -1,0 +1,145 @@
+"""The station over HTTP: the app, and the server that runs it until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+import makel
+from makel.errors import UsageError
+from makel.station import bodies, problems
+from makel.station.access import Access, CheckAccess
+from makel.station.limits import BodyLimits, LimitBodies
+from makel.station.routes import health, history, inspection, models
+from makel.station.station import Station
+
+
+def create_app(station: Station, access: Access, limits: BodyLimits | None = None) -> FastAPI:
+    """The app of a station.
+
+    Args:
+        station: What decides. It is not closed with the app.
+        access: Who may do what.
+        limits: How much a request may bring.
+
+    Returns:
+        The app. `app.state.closing` is an event; setting it ends the live streams.
+    """
+    closing = asyncio.Event()
+    app = FastAPI(
+        title="makel station",
+        version=makel.__version__,
+        description="Judges images of parts: pass or reject, how sure, and where.",
+        docs_url=None,  # both would load scripts from outside
+        redoc_url=None,
+    )
+    app.state.closing = closing
+    for routes in (
+        inspection.router(station),
+        models.router(station),
+        history.router(station, closing),
+        health.router(station),
+    ):
+        app.include_router(routes)
+    problems.install(app)
+    app.add_middleware(LimitBodies, limits=limits or BodyLimits())
+    app.add_middleware(CheckAccess, access=access)
+    app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
+    return app
+
+
+class Server(uvicorn.Server):
+    """uvicorn, which ends live streams when it is told to stop: it would wait for them."""
+
+    def __init__(self, config: uvicorn.Config, ended: Callable[[], None]) -> None:
+        """Take a configuration, and what to call when told to stop."""
+        super().__init__(config)
+        self._ended = ended
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal came: the first one ends gently."""
+        self._ended()
+        super().handle_exit(sig, frame)
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, which raises the signal again in the end: the station still has to be closed then."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket to serve on; port 0 takes a free one.
+
+    Raises:
+        UsageError: The address cannot be listened on.
+    """
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=256)
+    except OSError as error:
+        raise UsageError(
+            f"{host} port {port} cannot be listened on: {error.strerror}; choose another --port"
+        ) from error
+
+
+def server(app: FastAPI) -> Server:
+    """The server for an app: it accepts no more when told to stop, and finishes what it accepted.
+
+    `server(app).run([listen(host, port)])`
+    """
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_level="warning",
+        server_header=False,
+        proxy_headers=False,
+        timeout_keep_alive=30,
+    )
+    return Server(config, app.state.closing.set)
+
+
+def _openapi(app: FastAPI) -> dict[str, Any]:
+    """The description of the app; what routes write by hand is added to what FastAPI finds."""
+    if app.openapi_schema is None:
+        schema = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+            openapi_version="3.1.0",
+        )
+        components = schema.setdefault("components", {})
+        known = components.setdefault("schemas", {})
+        for body in (problems.Problem, bodies.InspectedBody, bodies.InspectedAllBody):
+            described = body.model_json_schema(ref_template="#/components/schemas/{model}")
+            known |= described.pop("$defs", {})
+            known[body.__name__] = described
+        for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own form of errors is never sent
+            known.pop(unused, None)
+        components["securitySchemes"] = {
+            "token": {"type": "http", "scheme": "bearer", "description": "Not needed on the loopback interface"}
+        }
+        schema["security"] = [{}, {"token": []}]
+        app.openapi_schema = schema
+    return app.openapi_schema

@@ -1,0 +1,450 @@
+"""The station: models on their lines, and the one way from an image to a recorded decision."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from makel.errors import MakelError, NotFoundError, Overloaded, UsageError
+from makel.images import MAX_PIXELS, decode
+from makel.model.inspector import Inspector
+from makel.station.budget import Budget
+from makel.station.decisions import Decision, Recorded, now
+from makel.station.journal import Journal, Recorder
+from makel.station.line import Judged, Line
+from makel.station.listeners import Listeners
+from makel.station.pictures import Pictures
+from makel.station.recording import Entry, Recording
+from makel.station.registry import Registry, Version
+from makel.station.store import Store
+from makel.types import Label, Verdict
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a station allows itself.
+
+    Attributes:
+        queue: Images under way at most, for each model.
+        batch: Images a model takes at once, at most.
+        workers: Threads that decode, for each model.
+        deadline_s: Seconds after which an image without a decision is a fail-safe reject; None for no limit.
+        max_pixels: A larger image is a fail-safe reject.
+        max_held_bytes: Bytes of all images under way.
+        threads: Threads an inspection uses at most; None for the cores this process may use, at most 4.
+        provider: What models run on, see `makel.model.session.PROVIDERS`.
+    """
+
+    queue: int = 64
+    batch: int = 4
+    workers: int = 2
+    deadline_s: float | None = None
+    max_pixels: int = MAX_PIXELS
+    max_held_bytes: int = 512 * 2**20
+    threads: int | None = None
+    provider: str = "cpu"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A decision, recorded, and what it rests on.
+
+    Attributes:
+        recorded: The decision; its number is 0 while the record is away and it waits in the journal.
+        verdict: What the model said; None for a fail-safe reject.
+        inspector: What said it; None where no model answered.
+    """
+
+    recorded: Recorded
+    verdict: Verdict | None
+    inspector: Inspector | None
+
+    @property
+    def decision(self) -> Decision:
+        """What was decided."""
+        return self.recorded.decision
+
+
+class Station:
+    """Models, their lines, the record and whoever listens. Thread-safe.
+
+    Attributes:
+        folder: Where everything the station keeps lies.
+        settings: What it allows itself.
+        registry: The models and their versions.
+        store: The record.
+        pictures: The images behind the decisions.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Settings,
+        registry: Registry,
+        store: Store,
+        recorder: Recorder,
+        pictures: Pictures,
+        listeners: Listeners,
+    ) -> None:
+        """Use `open`."""
+        self.folder, self.settings, self.registry = folder, settings, registry
+        self.store, self.pictures = store, pictures
+        self._recorder = recorder
+        self._listeners = listeners
+        self._watchers: list[Callable[[Outcome], None]] = []
+        self._recording = Recording(recorder, pictures, self._listeners.tell)
+        self._held = Budget(settings.max_held_bytes, "images under way")
+        self._lines: dict[str, Line] = {}
+        self._broken: dict[str, str] = {}
+        self._changing = threading.RLock()
+        self._closing = False
+        self._looking = threading.Lock()
+        self._earlier: Inspector | None = None
+
+    @classmethod
+    def open(cls, folder: Path, settings: Settings | None = None, *, store: str | Path | None = None) -> Self:
+        """Open a station's folder, or make one, and put its active models on their lines.
+
+        Args:
+            folder: Holds models/, pictures/, store.sqlite and journal.
+            settings: What it allows itself.
+            store: Path or URL of the record in place of folder/store.sqlite.
+
+        Raises:
+            StoreError: The record cannot be opened, or another process has this folder.
+        """
+        settings = settings or Settings()
+        registry = Registry(folder / "models", threads=settings.threads, provider=settings.provider)
+        journal = Journal(folder / "journal")
+        try:
+            record = Store.open(folder / "store.sqlite" if store is None else store)
+        except BaseException:
+            journal.close()
+            raise
+        listeners = Listeners()
+        recorder = Recorder(record, journal, arrived=listeners.tell)
+        station = cls(folder, settings, registry, record, recorder, Pictures(folder / "pictures"), listeners)
+        for name in registry.names():
+            station._start(name)
+        return station
+
+    def models(self) -> list[str]:
+        """The names that are served, sorted."""
+        return sorted(self._lines)
+
+    def line(self, model: str | None = None) -> Line:
+        """The line of a model.
+
+        Args:
+            model: The name it is served under; may be left out where there is one only.
+
+        Raises:
+            NotFoundError: No model is served, or none of this name.
+            UsageError: There are several, and none was named.
+            ModelFolderError: The model cannot be loaded.
+        """
+        if model is None:
+            if len(self._lines) > 1:
+                raise UsageError(f"which model? There are {', '.join(self.models())}")
+            if not self._lines:
+                raise NotFoundError("no model is served here: add one first")
+            return next(iter(self._lines.values()))
+        line = self._lines.get(model)
+        if line is None:
+            self.registry.load(model)  # says what is wrong with it
+            raise NotFoundError(f"{model!r} is not served now")
+        return line
+
+    def submit(
+        self,
+        image: bytes,
+        *,
+        model: str | None = None,
+        name: str = "",
+        source: str,
+        arrival: str = "",
+        deadline_s: float | None = None,
+    ) -> Future[Outcome]:
+        """Accept an image.
+
+        Args:
+            image: The bytes of an image file. What is no image is a fail-safe reject, and recorded.
+            model: The name of the model; may be left out where there is one only.
+            name: The caller's name for the part.
+            source: Where it came from: "http", "watch", "opcua" or "trigger".
+            arrival: For a file, what tells this delivery of it from any other, see `Decision`.
+            deadline_s: Seconds from now after which it is a fail-safe reject; None for the station's own.
+
+        Returns:
+            What becomes of it, once that is in the record. Cancelling it takes an image back that nothing was done
+            with; one that is on its way is decided and recorded all the same.
+
+        Raises:
+            Overloaded: There is no room. Nothing was accepted, nothing is recorded.
+            NotFoundError: There is no such model.
+            UsageError: There are several models, and none was named.
+        """
+        line, future = self.line(model), Future[Outcome]()
+        if self._closing:
+            raise Overloaded("the station is being closed: send it again later")
+        self._recording.check()
+        self._held.take(len(image))
+        at = now()
+
+        def settle(judged: Judged, result: Recorded | MakelError) -> None:
+            self._held.give(len(image))
+            outcome = result if isinstance(result, MakelError) else Outcome(result, judged.verdict, judged.inspector)
+            if isinstance(outcome, Outcome):
+                for watcher in self._watchers:
+                    watcher(outcome)
+            if future.set_running_or_notify_cancel():
+                if isinstance(outcome, Outcome):
+                    future.set_result(outcome)
+                else:
+                    future.set_exception(outcome)
+
+        def done(judged: Judged) -> None:
+            decision = _decision(at, line.name, source, name, arrival, judged)
+            self._recording.put(Entry(decision, image, lambda result: settle(judged, result)))
+
+        def cancelled(future: Future[Outcome]) -> None:
+            if future.cancelled() and line.cancel(ticket):
+                self._held.give(len(image))
+
+        try:
+            ticket = line.submit(
+                image,
+                name=name or "image",
+                done=done,
+                deadline_s=self.settings.deadline_s if deadline_s is None else deadline_s,
+            )
+        except BaseException:
+            self._held.give(len(image))
+            raise
+        future.add_done_callback(cancelled)
+        return future
+
+    def decide(
+        self,
+        image: bytes,
+        *,
+        model: str | None = None,
+        name: str = "",
+        source: str,
+        arrival: str = "",
+        deadline_s: float | None = None,
+    ) -> Outcome:
+        """Decide an image and wait for it; see `submit`.
+
+        Raises:
+            Overloaded: There is no room. Nothing was accepted, nothing is recorded.
+            NotFoundError: There is no such model.
+            UsageError: There are several models, and none was named.
+            StoreError: The decision could be neither recorded nor put into the journal; it does not count.
+        """
+        return self.submit(
+            image, model=model, name=name, source=source, arrival=arrival, deadline_s=deadline_s
+        ).result()
+
+    def listen(self, callback: Callable[[Recorded], None]) -> Callable[[], None]:
+        """Call somebody for every recorded decision, in order, on a thread of its own; see `Listeners`.
+
+        Returns:
+            What ends that.
+        """
+        return self._listeners.add(callback)
+
+    def watch_outcomes(self, callback: Callable[[Outcome], None]) -> None:
+        """Call something quick for every outcome, before it is answered: counters, not connections."""
+        self._watchers.append(callback)
+
+    def answer(self, number: int, answer: Label, by: str) -> Recorded:
+        """Record what a person says of a part, and keep its picture longest.
+
+        Raises:
+            NotFoundError: No decision has this number.
+            StoreError: The record cannot be written now.
+        """
+        self.store.answer(number, answer, by)
+        recorded = self.store.get(number)
+        self.pictures.answered(recorded.decision.image_sha256)
+        return recorded
+
+    def picture(self, recorded: Recorded) -> bytes:
+        """The image behind a decision.
+
+        Raises:
+            NotFoundError: It is not kept any more.
+            StoreError: It was damaged or changed.
+        """
+        return self.pictures.read(recorded.decision.image_sha256)
+
+    def inspector_of(self, decision: Decision) -> Inspector:
+        """The model that made a decision, whether it is still the active one or not.
+
+        Raises:
+            NotFoundError: That version is not here any more.
+            ModelFolderError: It does not verify any more.
+        """
+        line = self._lines.get(decision.model)
+        if line is not None and line.inspector.model_id == decision.model_id:
+            return line.inspector
+        version = self.registry.of(decision.model, decision.model_id)
+        if version is None:
+            raise NotFoundError(f"{decision.model} has no version {decision.model_id} any more, which decided this")
+        with self._looking:
+            if self._earlier is None or self._earlier.model_id != decision.model_id:
+                self._earlier = self.registry.load(decision.model, version.version)
+            return self._earlier
+
+    def look(self, inspector: Inspector, image: bytes) -> Verdict:
+        """A verdict that is not recorded: to draw a picture of an earlier decision, to try an image. One at a time.
+
+        Raises:
+            ImageError: The image cannot be read, or is not of the kind the model was fitted on.
+        """
+        with self._looking:
+            return inspector.inspect(decode(image, max_pixels=self.settings.max_pixels))
+
+    def add(self, name: str, source: Path, *, by: str, role: str) -> tuple[Version, bool]:
+        """Take a model folder in as a new version; the first of its name is served at once.
+
+        Returns:
+            The version, and whether it is new.
+
+        Raises:
+            UsageError: The name cannot be used.
+            ModelFolderError: The folder does not verify, or computes something else here.
+        """
+        with self._changing:
+            version, new = self.registry.add(name, source)
+            if new:
+                detail = {"model": name, "version": version.version, "model_id": version.model_id}
+                self.store.audit(by, role, "add model", detail)
+            if name not in self._lines:
+                self._start(name)
+            return version, new
+
+    def activate(self, name: str, number: int, *, by: str, role: str) -> Version:
+        """Let another version judge, from the next image on. What is under way ends with the one before.
+
+        Raises:
+            NotFoundError: There is no such version.
+            ModelFolderError: It does not verify, or computes something else here. The one before goes on.
+            StoreError: The change cannot be recorded, so it is not made.
+        """
+        with self._changing:
+            inspector = self.registry.load(name, number)
+            self.store.audit(by, role, "activate", {"model": name, "version": number, "model_id": inspector.model_id})
+            self.registry.set_active(name, number)
+            self._put(name, inspector)
+            return self.registry.version(name)
+
+    def rollback(self, name: str, *, by: str, role: str) -> Version:
+        """Let the version before judge again.
+
+        Raises:
+            NotFoundError: There is no such model.
+            UsageError: There was no version before.
+            ModelFolderError: It does not verify any more. The present one goes on.
+            StoreError: The change cannot be recorded, so it is not made.
+        """
+        with self._changing:
+            number = self.registry.before(name)
+            inspector = self.registry.load(name, number)
+            self.store.audit(by, role, "roll back", {"model": name, "version": number, "model_id": inspector.model_id})
+            self.registry.step_back(name)
+            self._put(name, inspector)
+            return self.registry.version(name)
+
+    def obstacles(self) -> list[str]:
+        """Why no image can be decided now; empty where it can."""
+        found = ["the station is being closed"] if self._closing else []
+        if not self._lines:
+            found.append("no model is served")
+        return found + ([reason] if (reason := self._recording.blocked) else [])
+
+    def warnings(self) -> list[str]:
+        """What is wrong while images are decided all the same."""
+        found = list(self._broken.values())
+        for name in self.models():
+            problem = self.registry.version(name).problem
+            if problem:
+                found.append(f"{name} goes on from memory, but its folder no longer verifies: {problem}")
+        if outage := self._recorder.outage:
+            found.append(f"{outage.waiting} decisions wait for the record since {outage.since}: {outage.reason}")
+        if self._recording.pictures_problem:
+            found.append(f"pictures are not kept: {self._recording.pictures_problem}")
+        return found
+
+    def close(self, timeout_s: float | None = None) -> bool:
+        """Accept nothing more, finish what was accepted, and end.
+
+        Args:
+            timeout_s: How long each line may take for it; None for as long as it takes.
+
+        Returns:
+            Whether everything was finished.
+        """
+        with self._changing:
+            self._closing = True
+            lines = list(self._lines.values())
+        finished = [line.drain(timeout_s) for line in lines]  # each of them, whatever the others do
+        for line in lines:
+            line.close()
+        self._recording.close()
+        self._recorder.close()
+        self._listeners.close()
+        self.store.close()
+        return all(finished)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self, name: str) -> None:
+        try:
+            self._put(name, self.registry.load(name))
+        except MakelError as error:
+            self._broken[name] = f"{name} is not served: {error}"
+
+    def _put(self, name: str, inspector: Inspector) -> None:
+        self._broken.pop(name, None)
+        if name in self._lines:
+            self._lines[name].swap(inspector)
+            return
+        settings = self.settings
+        self._lines[name] = Line(
+            name,
+            inspector,
+            queue=settings.queue,
+            batch=settings.batch,
+            workers=settings.workers,
+            max_pixels=settings.max_pixels,
+        )
+
+
+def _decision(at: str, model: str, source: str, name: str, arrival: str, judged: Judged) -> Decision:
+    verdict = judged.verdict
+    return Decision(
+        at=at,
+        model=model,
+        model_id=verdict.model_id if verdict else "",
+        source=source,
+        name=name,
+        image_sha256="",
+        verdict=verdict.verdict if verdict else "reject",
+        reason=judged.reason,
+        score=verdict.score if verdict else None,
+        threshold=verdict.threshold if verdict else None,
+        p_value=verdict.p_value if verdict else None,
+        regions=verdict.regions if verdict else (),
+        latency_ms=round(judged.latency_ms, 3),
+        arrival=arrival,
+    )
