@@ -121,8 +121,8 @@ def test_boxes_are_in_the_pixels_of_the_upright_image(inspector: Inspector, tmp_
 
 def test_the_documented_json_keys(inspector: Inspector) -> None:
     found = json.loads(json.dumps(inspector.inspect(part(spot=255)).to_json()))
-    assert list(found) == ["verdict", "score", "threshold", "p_value", "regions", "model_id", "elapsed_ms"]
-    assert list(found["regions"][0]) == ["box_px", "area_px", "peak"]
+    assert list(found) == ["verdict", "score", "threshold", "p_value", "regions", "zones", "model_id", "elapsed_ms"]
+    assert list(found["regions"][0]) == ["box_px", "area_px", "peak", "zone", "area_mm2"]
 
 
 def shades(folder: Path, count: int) -> list[Path]:

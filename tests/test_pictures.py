@@ -14,8 +14,10 @@ CALIBRATION = calibrate((0.1, 0.2, 0.3), (0.1, 0.2, 0.3), false_reject=0.25)  # 
 IMAGE = np.full((20, 30, 3), 128, np.uint8)
 
 
-def offer(gallery, name, kind, score, truth=None):
-    gallery.offer(Path(name), kind, score, IMAGE, np.full((8, 8), score, np.float32), truth)
+def offer(gallery, name, kind, score, anomaly_map=None, truth=None):
+    anomaly_map = np.full((8, 8), score, np.float32) if anomaly_map is None else anomaly_map
+    verdict = {"rejected": score > 0.3, "p_value": CALIBRATION.p_value(score)}
+    gallery.offer(Path(name), kind, score, IMAGE, anomaly_map, truth, **verdict)
 
 
 def shown(gallery):
@@ -24,7 +26,7 @@ def shown(gallery):
 
 class TestGallery:
     def test_every_image_lands_where_it_belongs(self):
-        gallery = Gallery(CALIBRATION, white_level=None)
+        gallery = Gallery(white_level=None)
         offer(gallery, "reject", "good", 0.31)
         offer(gallery, "at", "good", 0.3)  # at the threshold: passes
         offer(gallery, "miss", "scratch", 0.3)
@@ -38,7 +40,7 @@ class TestGallery:
 
     @pytest.mark.parametrize("step", [1, -1, 7])
     def test_the_most_telling_are_kept_whatever_the_order(self, step):
-        gallery = Gallery(CALIBRATION, white_level=None)
+        gallery = Gallery(white_level=None)
         for index in range(0, 20 * step, step):
             place = index % 20
             offer(gallery, f"miss{place:02}", "hole", 0.1 + place / 1000)
@@ -54,7 +56,7 @@ class TestGallery:
         ]
 
     def test_no_image_twice(self):
-        gallery = Gallery(CALIBRATION, white_level=None)
+        gallery = Gallery(white_level=None)
         for place in range(4):
             offer(gallery, f"hit{place}", "hole", 0.4 + place / 10)
         assert shown(gallery) == [
@@ -65,9 +67,9 @@ class TestGallery:
         ]
 
     def test_an_exhibit_keeps_what_it_was_given(self):
-        gallery = Gallery(CALIBRATION, white_level=None)
+        gallery = Gallery(white_level=None)
         anomaly_map, truth = np.full((8, 8), 0.2, np.float32), np.ones((8, 8), np.uint8)
-        gallery.offer(Path("a.png"), "hole", 0.2, IMAGE, anomaly_map, truth)
+        offer(gallery, "a.png", "hole", 0.2, anomaly_map, truth)
         anomaly_map[:] = 9
         (exhibit,) = gallery.exhibits()
         assert (exhibit.score, exhibit.p_value, exhibit.kind) == (0.2, 0.75, "hole")
@@ -76,7 +78,7 @@ class TestGallery:
         assert exhibit.image.shape == (149, 224, 3)
 
     def test_empty(self):
-        assert Gallery(CALIBRATION, white_level=None).exhibits() == ()
+        assert Gallery(white_level=None).exhibits() == ()
 
 
 class TestHeat:

@@ -68,15 +68,54 @@ class Region:
         box_px: x0, y0, x1, y1; x1 and y1 are exclusive.
         area_px: Number of pixels in the area.
         peak: Highest value of the anomaly map inside.
+        zone: Name of the zone that most of it lies in, "" for none.
+        area_mm2: The area in square millimetres, where the model has a scale.
     """
 
     box_px: tuple[int, int, int, int]
     area_px: int
     peak: float
+    zone: str = ""
+    area_mm2: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
-        return {"box_px": list(self.box_px), "area_px": self.area_px, "peak": self.peak}
+        """Plain values for JSON."""
+        return {
+            "box_px": list(self.box_px),
+            "area_px": self.area_px,
+            "peak": self.peak,
+            "zone": self.zone,
+            "area_mm2": self.area_mm2,
+        }
+
+
+@dataclass(frozen=True)
+class ZoneVerdict:
+    """What makel says of one zone that is judged by itself.
+
+    Attributes:
+        name: The zone.
+        verdict: "pass" or "reject".
+        score: Highest value of the anomaly map inside, at the model's input size.
+        threshold: The zone is rejected when its score is above this.
+        p_value: Share of good parts that would look at least this bad here, from the held-out good images.
+    """
+
+    name: str
+    verdict: Literal["pass", "reject"]
+    score: float
+    threshold: float
+    p_value: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "name": self.name,
+            "verdict": self.verdict,
+            "score": self.score,
+            "threshold": self.threshold,
+            "p_value": self.p_value,
+        }
 
 
 @dataclass(frozen=True)
@@ -85,13 +124,15 @@ class Verdict:
 
     Attributes:
         verdict: "pass" or "reject".
-        score: Raw image score, higher is worse.
-        threshold: An image is rejected when its score is above this.
+        score: Raw image score, higher is worse. With zones that are judged by themselves, that of the worst part, in
+            units of the image score: it is above `threshold` exactly if one part is above its own.
+        threshold: An image is rejected when its score is above this; with a minimum area, only if a region is left.
         p_value: Share of good parts that would look at least this bad, from the held-out good images.
         regions: Where the anomaly map exceeds the pixel threshold, largest peak first.
         anomaly_map: (H, W) float32 at the image's own size.
         model_id: The model that said it.
         elapsed_ms: Time from the decoded image to this verdict, in milliseconds; decoding is not inside.
+        zones: One for each zone that is judged by itself.
     """
 
     verdict: Literal["pass", "reject"]
@@ -102,6 +143,7 @@ class Verdict:
     anomaly_map: NDArray[np.float32] = field(repr=False)
     model_id: str
     elapsed_ms: float
+    zones: tuple[ZoneVerdict, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The documented JSON keys of a verdict, without the map and the path."""
@@ -111,6 +153,7 @@ class Verdict:
             "threshold": self.threshold,
             "p_value": self.p_value,
             "regions": [region.to_json() for region in self.regions],
+            "zones": [zone.to_json() for zone in self.zones],
             "model_id": self.model_id,
             "elapsed_ms": round(self.elapsed_ms, 3),
         }

@@ -3,6 +3,7 @@
 `makel.methods.names()` decides what is tested: a new method is in here from its first line on, and needs a row in TINY.
 """
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -126,7 +127,7 @@ def plant_defects(images, seed):
 
 def make_cache(detector, images):
     with torch.no_grad():
-        features = detector.extract(images)
+        features = detector.features(images)
     levels = [level.half().numpy() for level in features]
     return FeatureCache(levels, torch.device("cpu"), rows=np.arange(len(images)))
 
@@ -312,3 +313,22 @@ def test_the_exported_model_scores_the_same_at_any_batch_size(name, tmp_path):
             np.testing.assert_allclose(
                 got, wanted, rtol=10 * RELATIVE_TOLERANCE, atol=RELATIVE_TOLERANCE * float(np.median(wanted))
             )
+
+
+@every_method
+def test_what_is_ignored_changes_no_bit_of_score_or_map(name):
+    seen = np.ones((SIZE, SIZE), bool)
+    seen[:24, 24:] = False
+    scored = seen.copy()
+    scored[40:, :24] = False
+    detector = deepcopy(fitted(name))
+    detector.restrict(seen, scored)
+    before = make_good(3, 9)
+    after = before.clone()
+    after[:, :, :24, 24:] = torch.rand(3, 3, 24, SIZE - 24)
+    first, second = score(detector, before), score(detector, after)
+    assert torch.equal(first.image, second.image)
+    assert torch.equal(first.anomaly_map, second.anomaly_map)
+    assert not first.anomaly_map[:, 0, :24, 24:].any()
+    assert first.anomaly_map[:, 0, 24:].min() >= 0
+    assert first.anomaly_map[:, 0, 40:, :24].any()  # inspected, though no part of the image score

@@ -41,6 +41,9 @@ def fit(
         float | None,
         typer.Option(metavar="MS", help="Choose size and backbone so that an image takes at most so long here."),
     ] = None,
+    zones: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Zones and minimum defect size: see docs/zones.md.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same model.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads to use at most.")] = None,
@@ -73,6 +76,7 @@ def fit(
             calibrate=calibrate.value,
             holdout=holdout,
             latency_budget=latency_budget,
+            zones=zones,
             seed=seed,
             device=device,
             resume=resume,

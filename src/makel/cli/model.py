@@ -81,3 +81,5 @@ def info(
         rows["latency"] = manifest.latency.explain()
     for key, value in rows.items():
         print(f"{key:10} {value}")
+    for line in manifest.zones.lines(calibration) if manifest.zones else ():
+        print(f"{'zones':10} {line}")

@@ -12,8 +12,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from makel.calibration import Calibration
-
 PICTURE_PX = 224
 """Longer side of a picture in a report: about 10 kB each."""
 
@@ -62,14 +60,12 @@ class Exhibit:
 class Gallery:
     """Keeps the few most telling of any number of images: every miss and false reject there is room for, first."""
 
-    def __init__(self, calibration: Calibration, *, white_level: int | None) -> None:
+    def __init__(self, *, white_level: int | None) -> None:
         """Start empty.
 
         Args:
-            calibration: Tells what is rejected.
             white_level: The value of 16-bit images that is shown white; None for the brightest pixel of each.
         """
-        self._calibration = calibration
         self._white_level = white_level
         self._kept: dict[Group, list[Exhibit]] = {group: [] for group in _LIMITS}
 
@@ -81,6 +77,9 @@ class Gallery:
         image: NDArray[Any],
         anomaly_map: NDArray[np.float32],
         truth: NDArray[np.uint8] | None,
+        *,
+        rejected: bool,
+        p_value: float,
     ) -> None:
         """Keep an image where it is more telling than one that is kept.
 
@@ -91,8 +90,9 @@ class Gallery:
             image: Decoded pixels, any size.
             anomaly_map: (H, W) float32.
             truth: (H, W) uint8, 1 on defect, or None.
+            rejected: The verdict.
+            p_value: Share of good parts that would look at least this bad.
         """
-        rejected = score > self._calibration.image_threshold
         groups: tuple[Group, ...]
         if kind == "good":
             groups = ("false reject",) if rejected else ("nearly rejected",)
@@ -102,7 +102,6 @@ class Gallery:
             kept = self._kept[group]
             if len(kept) == _LIMITS[group] and _order(group, score) >= _order(group, kept[-1].score):
                 continue
-            p_value = self._calibration.p_value(score)
             picture = thumbnail(image, white_level=self._white_level)
             kept.append(Exhibit(group, path, kind, score, p_value, picture, truth, anomaly_map.copy()))
             kept.sort(key=lambda exhibit: _order(exhibit.group, exhibit.score))

@@ -9,7 +9,9 @@ Nothing is learned from the test images: no threshold, no scaling, no choice of 
 3. Regions of the ground truth are 8-connected, at the model's input size.
 4. A defect kind is ranked against all good images of the test set, for pixels together with the good pixels of its own
    images.
-5. Latency is that of `Inspector.inspect` on one decoded image at a time, after everything else, when no decoding runs
+5. What a zone of the model ignores is no part of pixels or regions. A defect that lies there wholly still counts among
+   the images: it is one that the model passes by design.
+6. Latency is that of `Inspector.inspect` on one decoded image at a time, after everything else, when no decoding runs
    beside it.
 """
 
@@ -31,6 +33,7 @@ from makel.evaluation.metrics import Curves, PixelCurves, rank_images, rate_inte
 from makel.evaluation.pictures import Exhibit, Gallery
 from makel.images import decode_all, prepare, read, shown
 from makel.model.manifest import Manifest
+from makel.model.rules import Rules
 from makel.types import Sample, Scores, Verdict
 
 LATENCY_CALLS = 100
@@ -173,7 +176,7 @@ class Evaluation:
         n_unlabelled: Samples that nobody labelled; they are left out.
         n_unmarked: Defect images inspected whose pixels do not count: without a mask, or one of `blank_masks`, or one
             among the failures.
-        blank_masks: Masks that mark no pixel at the model's input size.
+        blank_masks: Masks that mark no pixel that is inspected, at the model's input size.
         seconds: Wall time of the whole evaluation.
         gallery: The few images worth showing, with truth and map.
     """
@@ -316,13 +319,14 @@ class _Run:
 
     def __init__(self, inspector: Inspecting, samples: Sequence[Sample]) -> None:
         self._inspector = inspector
+        self._rules = Rules(inspector.manifest)
         self._has_masks = any(sample.mask_path is not None for sample in samples)
         self.outcomes: list[Outcome] = []
         self.pixels: dict[str, PixelCurves] = {}  # by kind; "good" are the good images
         self.failures: list[tuple[Path, str]] = []
         self.n_unmarked = 0
         self.blank_masks: list[Path] = []
-        self.gallery = Gallery(inspector.calibration, white_level=inspector.manifest.preprocessing.white_level)
+        self.gallery = Gallery(white_level=inspector.manifest.preprocessing.white_level)
         self.kept: list[NDArray[Any]] = []
         self.kept_scores: list[float] = []
 
@@ -330,25 +334,27 @@ class _Run:
         try:
             if isinstance(image, ImageError):
                 raise image
-            prepared = prepare(image, self._inspector.manifest.preprocessing, name=shown(sample.image_path))
+            name, (height_px, width_px) = shown(sample.image_path), image.shape[:2]
+            self._rules.zones.check_aspect(width_px, height_px, name)
+            prepared = prepare(image, self._inspector.manifest.preprocessing, name=name)
         except ImageError as error:
             self.failures.append((sample.image_path, str(error)))
             return
         scores = self._inspector.scores(prepared[np.newaxis])
-        score, anomaly_map = float(scores.image[0]), scores.anomaly_map[0, 0]
-        if not (np.isfinite(score) and np.isfinite(anomaly_map).all()):
+        raw, anomaly_map = float(scores.image[0]), scores.anomaly_map[0, 0]
+        if not (np.isfinite(raw) and np.isfinite(anomaly_map).all()):
             raise ModelFolderError(
                 f"the model gives {shown(sample.image_path)} a score or map that is not finite: its network is broken, "
                 "fit again"
             )
-        calibration = self._inspector.calibration
+        judgement = self._rules.judge(raw, anomaly_map, width_px, height_px)
         outcome = Outcome(
             path=sample.image_path,
             label="good" if sample.label == "good" else "defect",
             kind=_kind(sample),
-            score=score,
-            p_value=calibration.p_value(score),
-            rejected=score > calibration.image_threshold,
+            score=judgement.score,
+            p_value=judgement.p_value,
+            rejected=judgement.rejected,
         )
         self.outcomes.append(outcome)
         truth = None
@@ -357,12 +363,22 @@ class _Run:
             self.n_unmarked += truth is None
         pixels = self.pixels.setdefault(outcome.kind, PixelCurves())
         # Without a single mask the pixels of good images would be all there is.
+        seen = self._rules.layout.seen
         if self._has_masks and outcome.label == "good":
-            pixels.add(anomaly_map)
+            pixels.add(anomaly_map[seen][np.newaxis])
         elif truth is not None:
-            pixels.add(anomaly_map, _regions(truth))
-        self.gallery.offer(outcome.path, outcome.kind, score, image, anomaly_map, truth)
-        self._keep(image, score)
+            pixels.add(anomaly_map[seen][np.newaxis], _regions(truth)[seen][np.newaxis])
+        self.gallery.offer(
+            outcome.path,
+            outcome.kind,
+            outcome.score,
+            image,
+            anomaly_map,
+            truth,
+            rejected=outcome.rejected,
+            p_value=outcome.p_value,
+        )
+        self._keep(image, outcome.score)
 
     def _truth(
         self, sample: Sample, image_shape: tuple[int, ...], map_shape: tuple[int, ...]
@@ -383,6 +399,7 @@ class _Run:
         marked = np.asarray(mask.reshape(*mask.shape[:2], -1).max(axis=2) > 0, np.uint8)
         size = (map_shape[1], map_shape[0])
         truth = np.asarray(cv2.resize(marked, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+        truth[~self._rules.layout.seen] = 0
         if not truth.any():  # all its pixels would count as good, those on the defect too
             self.blank_masks.append(sample.mask_path)
             return None

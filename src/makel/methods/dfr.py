@@ -229,7 +229,9 @@ class DFR(Detector):
         """The squared error's mean over channels."""
         x = self.norm(features[0])
         error = (self.autoencoder(x) - x).square().mean(1, keepdim=True)
-        return finish_scores(error, self.config.size, self.config.top, align_corners=self.config.align_corners)
+        return finish_scores(
+            error, self.config.size, self.config.top, self.inspected, align_corners=self.config.align_corners
+        )
 
 
 def _build_before_load(detector: DFR, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from makel.training.inspected import Inspected
 from makel.types import Scores
 
 Levels = Sequence[Tensor]
@@ -291,9 +292,14 @@ def _negative_log_likelihood(covariance: Tensor, scatter: Tensor) -> float:
     return float((log_det + trace).mean())
 
 
-def top_mean(anomaly_map: Tensor, share: float) -> Tensor:
-    """(N,) mean of the highest `share` of each (N, 1, H, W) map; of its maximum where that is less than a position."""
+def top_mean(anomaly_map: Tensor, share: float, inspected: Inspected | None = None) -> Tensor:
+    """(N,) mean of the highest `share` of each (N, 1, H, W) map; of its maximum where that is less than a position.
+
+    With `inspected`, of the positions that it scores.
+    """
     flat = anomaly_map.flatten(1)
+    if inspected is not None:
+        flat = flat[:, inspected.positions(anomaly_map.shape[-1])]
     return flat.topk(max(1, int(share * flat.shape[1])), 1).values.mean(1)
 
 
@@ -382,20 +388,23 @@ def principal_axes(covariance: Tensor, variance: float) -> Tensor:
     return axes
 
 
-def finish_scores(anomaly_map: Tensor, size: int, top: float, *, align_corners: bool = False) -> Scores[Tensor]:
+def finish_scores(
+    anomaly_map: Tensor, size: int, top: float, inspected: Inspected | None = None, *, align_corners: bool = False
+) -> Scores[Tensor]:
     """A (N, 1, h, w) map brought to the input's size, and the image scores that follow from it.
 
     Args:
         anomaly_map: The map on the feature grid.
         size: Side of the input, in pixels.
         top: Share of the grid whose mean is the image score; 0 for the maximum of the full-size map.
+        inspected: What the image score is taken from; None for everything.
         align_corners: How the bilinear resize places its samples.
     """
     upsampled = F.interpolate(anomaly_map, (size, size), mode="bilinear", align_corners=align_corners)
-    return Scores(image=top_mean(anomaly_map if top else upsampled, top), anomaly_map=upsampled)
+    return Scores(image=top_mean(anomaly_map if top else upsampled, top, inspected), anomaly_map=upsampled)
 
 
-def finish_level_scores(maps: Levels, size: int, top: float) -> Scores[Tensor]:
+def finish_level_scores(maps: Levels, size: int, top: float, inspected: Inspected | None = None) -> Scores[Tensor]:
     """What `finish_scores` gives, from one map a level.
 
     The map is the harmonic mean of the levels' maps, high where every level is; the image score is the geometric mean
@@ -405,11 +414,12 @@ def finish_level_scores(maps: Levels, size: int, top: float) -> Scores[Tensor]:
         maps: (N, 1, h, w) of each level, finest first, not negative.
         size: Side of the input, in pixels.
         top: Share of each level's map whose mean goes into the image score; 0 for the maximum of the full-size map.
+        inspected: What the image score is taken from; None for everything.
     """
-    joined = finish_scores(_harmonic_mean(maps), size, top)
+    joined = finish_scores(_harmonic_mean(maps), size, top, inspected)
     if len(maps) == 1 or not top:
         return joined
-    tops = torch.stack([top_mean(each, top) for each in maps])
+    tops = torch.stack([top_mean(each, top, inspected) for each in maps])
     return replace(joined, image=tops.clamp_min(LEAST).log().mean(0).exp())
 
 

@@ -133,7 +133,7 @@ class Nearest(Detector):
         parts = torch.split(self.bank, self.config.chunk)
         nearest = torch.stack([_squared_distances(rows, part).amin(1) for part in parts])  # (parts, N * H * W)
         anomaly_map = nearest.amin(0).clamp_min(0).sqrt().reshape(-1, 1, *x.shape[2:])
-        return finish_scores(anomaly_map, self.config.size, self.config.top)
+        return finish_scores(anomaly_map, self.config.size, self.config.top, self.inspected)
 
 
 def choose_coreset(points: Tensor, count: int, project: int = 128) -> Tensor:

@@ -116,4 +116,4 @@ class PCA(Detector):
         centred = self.grid(features) - self.mean[:, None, None]
         residual = F.conv2d(centred, self.complement[:, :, None, None])
         anomaly_map = residual.square().sum(1, keepdim=True).sqrt()
-        return finish_scores(anomaly_map, self.config.size, self.config.top)
+        return finish_scores(anomaly_map, self.config.size, self.config.top, self.inspected)

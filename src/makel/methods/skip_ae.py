@@ -209,7 +209,7 @@ class SkipAE(Detector):
             maps = [gaussian(residual) for gaussian, residual in zip(self.gaussians, residuals, strict=True)]
         else:
             maps = [residual.square().sum(1, keepdim=True).sqrt() for residual in residuals]
-        return finish_level_scores(maps, self.config.size, self.config.top)
+        return finish_level_scores(maps, self.config.size, self.config.top, self.inspected)
 
     def _levels(self, features: Features) -> list[Tensor]:
         levels = self._align(features)

@@ -9,7 +9,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Self
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -18,7 +17,7 @@ from makel.errors import ImageError, MakelError, ModelFolderError, UsageError
 from makel.images import decode_all, prepare, read, shown
 from makel.model.folder import ModelFolder, open_folder
 from makel.model.manifest import Manifest
-from makel.model.regions import find_regions
+from makel.model.rules import Rules
 from makel.model.session import Runner, open_session
 from makel.types import Scores, Verdict
 
@@ -45,11 +44,13 @@ class Inspector:
 
     Attributes:
         folder: The model folder it was loaded from.
+        rules: What makes verdicts of scores: thresholds and zones.
     """
 
     def __init__(self, folder: ModelFolder, runner: Runner) -> None:
         """Use `load`; this takes a folder that is already open and what runs its model."""
         self.folder = folder
+        self.rules = Rules(folder.manifest)
         self._runner = runner
 
     @classmethod
@@ -94,8 +95,8 @@ class Inspector:
                 and map are in the pixels of the upright image.
 
         Returns:
-            The verdict. It rests on the score alone: regions come from the pixel threshold, so a passed image may show
-            one and a rejected image none.
+            The verdict. Without zones and a minimum area it rests on the score alone: regions come from the pixel
+            threshold, so a passed image may show one and a rejected image none.
 
         Raises:
             ImageError: The image cannot be read, or is not of the kind the model was fitted on.
@@ -137,9 +138,10 @@ class Inspector:
             name: What to call the image in an error.
 
         Raises:
-            ImageError: The image is not of the kind the model was fitted on.
+            ImageError: The image is not of the kind the model was fitted on, or not of the aspect of its zones.
         """
         started = perf_counter()
+        self.rules.zones.check_aspect(pixels.shape[1], pixels.shape[0], name)
         image = prepare(pixels, self.manifest.preprocessing, name=name)
         return Prepared(image, pixels.shape[0], pixels.shape[1], name, perf_counter() - started)
 
@@ -204,16 +206,17 @@ class Inspector:
                 f"{self.folder.path} gives {prepared.name} a score or map that is not finite: its network is broken, "
                 "fit again"
             )
-        size = (prepared.width_px, prepared.height_px)
-        anomaly_map = np.asarray(cv2.resize(small, size, interpolation=cv2.INTER_LINEAR), np.float32)
-        regions = find_regions(anomaly_map, self.calibration.pixel_threshold)
+        anomaly_map = self.rules.enlarge(small, prepared.width_px, prepared.height_px)
+        regions = self.rules.find(anomaly_map)
+        judgement = self.rules.decide(score, small, regions)
         return Verdict(
-            verdict="reject" if score > self.calibration.image_threshold else "pass",
-            score=score,
+            verdict="reject" if judgement.rejected else "pass",
+            score=judgement.score,
             threshold=self.calibration.image_threshold,
-            p_value=self.calibration.p_value(score),
+            p_value=judgement.p_value,
             regions=regions,
             anomaly_map=anomaly_map,
             model_id=self.model_id,
             elapsed_ms=1000 * (prepared.prepare_s + run_s + perf_counter() - started),
+            zones=judgement.zones,
         )

@@ -19,6 +19,7 @@ import makel
 from makel.calibration import Calibration
 from makel.errors import MakelError, ModelFolderError
 from makel.images import Preparation
+from makel.model.zones import Zones
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "model.json"
@@ -215,6 +216,7 @@ class Draft(Section):
         fit: How fitting went.
         parity: How closely the exported model follows the trained one.
         latency: What time an image was promised to take, and takes; None where no budget was given.
+        zones: Which parts of an image count, and how large a defect must be; None where nobody said.
         runtime: What runs it: ONNX Runtime, or PyTorch where scoring needs gradients. Another value is another branch
             in `session.open_session`.
         schema_version: Version of this layout.
@@ -229,6 +231,7 @@ class Draft(Section):
     fit: Fit
     parity: Parity
     latency: Latency | None = None
+    zones: Zones | None = None
     runtime: Runtime = "onnx"
     schema_version: Literal[1] = SCHEMA_VERSION
 

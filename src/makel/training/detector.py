@@ -6,7 +6,8 @@ A detector is an `nn.Module` in three parts, called in this order:
     prepare / training_step / finish     learning, from the cached features of good images only
     score(features)           from features to raw scores
 
-`forward(image)` is `score(extract(image))` and holds everything after resizing, so it exports whole. Inside a detector
+`forward(image)` is `scores(features(image))`, which are `score` and `extract` of what is inspected; it holds everything
+after resizing, so it exports whole. Inside a detector
 there are no labels, thresholds, disks or logs. Whatever is frozen stays in eval mode under `.train()`.
 """
 
@@ -14,15 +15,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import Any, ClassVar, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from makel.errors import TrainingError, UsageError
 from makel.training.backbones import Backbone
+from makel.training.inspected import Inspected
 from makel.types import Scores
 
 Features = tuple[Tensor, ...]
@@ -88,6 +92,7 @@ class Detector(nn.Module, ABC):
             its model folder says so.
         config: The frozen settings.
         backbone: The frozen backbone; None for a method that needs none.
+        inspected: The part of the input that counts; None for all of it. A method gives it to `finish_scores`.
         fitted: Buffer, becomes True in `finish`; scoring images before that is an error.
     """
 
@@ -98,6 +103,7 @@ class Detector(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.backbone = backbone
+        self.inspected: Inspected | None = None
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
 
     @abstractmethod
@@ -150,7 +156,22 @@ class Detector(nn.Module, ABC):
         # A traced graph cannot ask, so `export_onnx` does before it traces.
         if not torch.compiler.is_compiling():
             self.require_fitted()
-        return self.score(self.extract(image))
+        return self.scores(self.features(image))
+
+    def restrict(self, seen: NDArray[np.bool_], scored: NDArray[np.bool_]) -> None:
+        """Inspect only a part of the input, from the first feature on; see `Inspected`. All of it is no restriction."""
+        self.inspected = None if scored.all() else Inspected(seen, scored)
+
+    def features(self, image: Tensor) -> Features:
+        """What `extract` gives of what is inspected: everything that computes features calls this."""
+        return self.extract(self.inspected.paint_over(image) if self.inspected else image)
+
+    def scores(self, features: Features) -> Scores[Tensor]:
+        """What `score` gives, with a map that is zero where nothing is inspected."""
+        scores = self.score(features)
+        if self.inspected is None:
+            return scores
+        return replace(scores, anomaly_map=scores.anomaly_map * self.inspected.mask)
 
     def require_fitted(self) -> None:
         """Refuse to go on with a detector whose scores would mean nothing.

@@ -93,7 +93,7 @@ def extract(
     """Run the frozen part of a detector over images, decoding in parallel with it.
 
     Args:
-        detector: Only its `extract` is used.
+        detector: Only its `features` are used.
         paths: The images.
         preparation: How they are prepared.
         device: Where to compute.
@@ -114,7 +114,7 @@ def extract(
         if not pending:
             return
         with torch.no_grad():
-            features = detector.extract(torch.from_numpy(np.stack(pending)).to(device))
+            features = detector.features(torch.from_numpy(np.stack(pending)).to(device))
         if not levels:
             levels.extend(_allocate(features, len(paths), folder, memory_limit))
         stop = len(done)
@@ -162,7 +162,7 @@ def extract_shared(
     all and is only read from then on, also by several processes at once; any of them may be renamed and removed.
 
     Args:
-        detector: Only its `extract` is used.
+        detector: Only its `features` are used.
         samples: The images wanted, among `good`.
         good: All good images of the dataset.
         preparation: How they are prepared.
@@ -200,7 +200,7 @@ def _shared_key(detector: Detector, image_hashes: Sequence[str], preparation: Pr
     probe = torch.from_numpy(np.random.default_rng(0).random((2, 3, size, size), np.float32))
     key = sha256(json.dumps([sorted(image_hashes), asdict(preparation), device.type]).encode())
     with torch.no_grad():
-        for level in detector.extract(probe.to(device)):
+        for level in detector.features(probe.to(device)):
             key.update(str(tuple(level.shape)).encode() + level.half().cpu().numpy().tobytes())
     return key.hexdigest()[:32]
 

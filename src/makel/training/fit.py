@@ -22,15 +22,17 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 
+from makel.calibration import Calibration, images_needed
 from makel.calibration import calibrate as fit_calibration
-from makel.calibration import images_needed
 from makel.datasets import Dataset, digest, folds, load, split
-from makel.errors import DatasetError, ImageError, UsageError
+from makel.errors import CalibrationError, DatasetError, ImageError, UsageError
 from makel.evaluation.report import find_doubtful, write_fit_report
-from makel.images import Preparation, decode_all
+from makel.images import Preparation, decode_all, read_header, shown
 from makel.methods import load as load_method
 from makel.model import folder as model_folder
 from makel.model import golden
+from makel.model import zones as zones_file
+from makel.model.layout import ModelLayout, place_on_input
 from makel.model.manifest import (
     ONNX_NAME,
     REPORT_NAME,
@@ -43,6 +45,7 @@ from makel.model.manifest import (
     Provenance,
 )
 from makel.model.session import Runner, Session
+from makel.model.zones import Zones
 from makel.training import backbones, latency
 from makel.training.detector import Detector, DetectorConfig
 from makel.training.export import check_parity, export_onnx, torch_scores
@@ -88,6 +91,7 @@ class FitSummary:
             "threshold": calibration.image_threshold,
             "requested_false_reject": calibration.requested_false_reject,
             "promised_false_reject": calibration.promised_false_reject,
+            "zones": [] if self.manifest.zones is None else self.manifest.zones.lines(calibration),
             "seconds": self.manifest.fit.seconds,
             "final_loss": self.manifest.fit.final_loss,
             "warnings": list(self.manifest.fit.warnings),
@@ -110,6 +114,7 @@ class FitSummary:
             f"threshold  {manifest.calibration.image_threshold:.4g}",
             f"promise    {manifest.calibration.explain()}",
             *((f"latency    {manifest.latency.explain()}",) if manifest.latency else ()),
+            *(f"zones      {line}" for line in self.to_json()["zones"]),
         ]
 
 
@@ -149,6 +154,7 @@ def fit(
     calibrate: Scheme = "holdout",
     holdout: float = 0.2,
     latency_budget: float | None = None,
+    zones: str | os.PathLike[str] | Zones | None = None,
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
@@ -174,6 +180,7 @@ def fit(
         holdout: Share of the good images to hold out.
         latency_budget: Milliseconds from a decoded image to its verdict at the 99th percentile on this machine, for
             which size and backbone are chosen where they are not given; see `makel.training.latency`.
+        zones: A zones file, or what `makel.model.zones.read` made of one; None for the whole image as one.
         seed: Seed of everything random.
         device: "auto", "cpu", "cuda" or "mps".
         resume: Go on with an interrupted fit of the same images and settings.
@@ -186,6 +193,7 @@ def fit(
     Raises:
         UsageError: A setting cannot be used, or nothing keeps the latency budget.
         DatasetError: The images cannot be used.
+        ImageError: The zones were drawn on an image of another aspect.
         WeightsError: The backbone's weights are missing.
         TrainingError: A loss turned NaN.
         ParityError: The exported model disagrees with the trained one; nothing was written.
@@ -203,6 +211,7 @@ def fit(
     images_needed(false_reject)  # refuses a budget that is none, before anything is spent
     if latency_budget is not None:
         latency.check_budget(latency_budget)
+    given_zones = zones if zones is None or isinstance(zones, Zones) else zones_file.read(zones)
 
     with model_folder.staging(target) as stage, _work_folder(target, resume) as work:
         with watch.stage("data"):
@@ -235,9 +244,12 @@ def fit(
         with watch.stage("data"):
             parts = split(dataset, holdout=0.0 if calibrate == "cross" else holdout, seed=seed)
             to_fit = parts.fit
+            layout = place_on_input(given_zones or Zones(), config.size)
+            if given_zones:
+                _check_aspects(given_zones, (*to_fit, *parts.calibrate))
             preparation = Preparation.of(decode_all(sample.image_path for sample in to_fit), size=config.size)
         with watch.stage("backbone"):
-            detector = build_detector(detector_class, config, seed).to(where)
+            detector = build_detector(detector_class, config, seed, layout).to(where)
         with watch.stage("features"):
             if features is None:
                 extraction = extract(
@@ -255,7 +267,7 @@ def fit(
             fitted = set(extraction.paths)
             to_fit = tuple(sample for sample in to_fit if sample.image_path in fitted)
         with watch.stage("training"):
-            checkpoint = Checkpoint(work / "checkpoint.pt", _key(method, config, seed, to_fit))
+            checkpoint = Checkpoint(work / "checkpoint.pt", _key(method, config, seed, to_fit, given_zones))
             history = train(
                 detector, extraction.cache, seed=seed, progress=progress, checkpoint=checkpoint, resume=resume
             )
@@ -264,16 +276,17 @@ def fit(
             (stage / WEIGHTS_NAME).write_bytes(save(_contiguous(detector.learned_state())))
             method_section = Method(name=method, preset=preset, config=asdict(config))
             backbone_section = Backbone(**detector.backbone.to_json()) if detector.backbone else None
-            session = open_written(detector, method_section, backbone_section, stage)
+            session = open_written(detector, method_section, backbone_section, stage, layout)
         with watch.stage("calibration"):
             held_out = score_images(
-                session, to_fit[:N_PARITY] if calibrate == "cross" else parts.calibrate, preparation
+                session, to_fit[:N_PARITY] if calibrate == "cross" else parts.calibrate, preparation, layout
             )
             if calibrate == "cross":
-                scores, peaks = cross_scores(detector_class, config, extraction.cache, to_fit, seed, progress)
+                scores, peaks = cross_scores(detector_class, config, extraction.cache, to_fit, seed, progress, layout)
             else:
                 scores, peaks = held_out.scores, held_out.peaks
-            calibration = fit_calibration(scores, peaks, false_reject=false_reject, scheme=calibrate)
+            calibration = fit_calibration(scores, peaks[:, 0], false_reject=false_reject, scheme=calibrate)
+            calibrated_zones = given_zones and calibrate_zones(given_zones, calibration, peaks[:, 1:])
         with watch.stage("gate"):
             names = [path.name for path in held_out.paths[: len(held_out.images)]]
             trained = torch_scores(detector, held_out.images)
@@ -305,6 +318,7 @@ def fit(
                 warnings=detector.warnings(history.epochs),
             ),
             parity=parity,
+            zones=calibrated_zones,
             runtime="onnx" if detector.exports else "torch",
         )
         if choice is not None and latency_budget is not None:
@@ -342,11 +356,51 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def build_detector(detector_class: type[Detector], config: DetectorConfig, seed: int) -> Detector:
-    """An unfitted detector with its frozen backbone; its trainable weights follow from the seed alone."""
+def build_detector(
+    detector_class: type[Detector], config: DetectorConfig, seed: int, layout: ModelLayout | None = None
+) -> Detector:
+    """An unfitted detector with its frozen backbone; its trainable weights follow from the seed alone.
+
+    Args:
+        detector_class: The method.
+        config: Its settings.
+        seed: Seed of its weights.
+        layout: Which part of the input counts; None for all.
+    """
     backbone = backbones.build(config.backbone, config.blocks) if config.backbone else None
     torch.manual_seed(seed)
-    return detector_class(config, backbone)
+    detector = detector_class(config, backbone)
+    if layout is not None:
+        detector.restrict(layout.seen, layout.scored)
+    return detector
+
+
+def calibrate_zones(zones: Zones, calibration: Calibration, peaks: NDArray[np.float32]) -> Zones:
+    """The zones with a threshold for each that is judged by itself.
+
+    Args:
+        zones: As given.
+        calibration: The calibration of the image.
+        peaks: (N, number of `zones.judged`) highest values inside, of the images the calibration comes from.
+
+    Raises:
+        CalibrationError: A threshold is zero: the map says nothing in that zone.
+    """
+    own = {
+        zone.name: fit_calibration(
+            peaks[:, number], peaks[:, number], false_reject=zone.false_reject or 0.0, scheme=calibration.scheme
+        )
+        for number, zone in enumerate(zones.judged)
+    }
+    for name, found in own.items():
+        if not min(found.image_threshold, calibration.image_threshold) > 0:
+            raise CalibrationError(
+                f"the scores of good images are zero in zone {name!r} or in the rest: no threshold follows from them, "
+                "leave the zone out or draw it larger"
+            )
+    return zones.model_copy(
+        update={"zones": tuple(zone.model_copy(update={"calibration": own.get(zone.name)}) for zone in zones.zones)}
+    )
 
 
 @dataclass(frozen=True)
@@ -356,7 +410,7 @@ class Scored:
     Attributes:
         paths: Those that could be read.
         scores: (N,) image scores.
-        peaks: (N,) highest value of each map.
+        peaks: (N, parts) highest value of each map in each part of the image.
         images: The first `N_PARITY` as prepared, (n, 3, H, W) float32.
         unreadable: One error for each of the others.
     """
@@ -368,7 +422,9 @@ class Scored:
     unreadable: tuple[ImageError, ...]
 
 
-def open_written(detector: Detector, method: Method, backbone: Backbone | None, stage: Path) -> Runner:
+def open_written(
+    detector: Detector, method: Method, backbone: Backbone | None, stage: Path, layout: ModelLayout
+) -> Runner:
     """What will run the model of a folder, opened from what the folder is to hold.
 
     Args:
@@ -376,23 +432,35 @@ def open_written(detector: Detector, method: Method, backbone: Backbone | None, 
         method: Its name and settings as recorded.
         backbone: Its backbone as recorded.
         stage: The staging folder.
+        layout: Which part of the input counts.
     """
     if not detector.exports:
         weights, device = stage / WEIGHTS_NAME, next(detector.parameters()).device
-        return TorchSession.rebuild(method, backbone, weights.read_bytes(), name=str(weights), device=device)
+        return TorchSession.rebuild(method, backbone, weights.read_bytes(), layout, name=str(weights), device=device)
     export_onnx(detector, stage / ONNX_NAME)
     return Session((stage / ONNX_NAME).read_bytes(), threads=torch.get_num_threads())
 
 
-def score_images(session: Runner, samples: Sequence[Sample], preparation: Preparation) -> Scored:
+def score_images(
+    session: Runner,
+    samples: Sequence[Sample],
+    preparation: Preparation,
+    layout: ModelLayout,
+) -> Scored:
     """Score images one by one, as they will be on the line, decoding in parallel.
+
+    Args:
+        session: The exported model.
+        samples: The images.
+        preparation: How they are prepared.
+        layout: The parts of the input that have a threshold each.
 
     Raises:
         DatasetError: None of them can be read.
     """
     paths: list[Path] = []
     scores: list[float] = []
-    peaks: list[float] = []
+    peaks: list[NDArray[np.float32]] = []
     images: list[NDArray[np.float32]] = []
     unreadable: list[ImageError] = []
     for path, image in decode_all([sample.image_path for sample in samples], preparation=preparation):
@@ -402,14 +470,12 @@ def score_images(session: Runner, samples: Sequence[Sample], preparation: Prepar
         out = session.run(image[None])
         paths.append(path)
         scores.append(float(out.image[0]))
-        peaks.append(float(out.anomaly_map.max()))
+        peaks.append(layout.peaks(out.anomaly_map[0, 0]))
         if len(images) < N_PARITY:
             images.append(image)
     if not paths:
         raise DatasetError(f"none of the {len(samples)} held-out good images can be read: {unreadable[0]}")
-    return Scored(
-        tuple(paths), np.array(scores, np.float32), np.array(peaks, np.float32), np.stack(images), tuple(unreadable)
-    )
+    return Scored(tuple(paths), np.array(scores, np.float32), np.stack(peaks), np.stack(images), tuple(unreadable))
 
 
 def cross_scores(
@@ -419,8 +485,9 @@ def cross_scores(
     samples: Sequence[Sample],
     seed: int,
     progress: Progress,
+    layout: ModelLayout,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Image scores and map peaks of all images, each from a model of a fold that did not see it.
+    """Image scores (N,) and map peaks (N, parts) of all images, each from a model of a fold that did not see it.
 
     Raises:
         DatasetError: There are fewer than two images.
@@ -428,17 +495,30 @@ def cross_scores(
     if len(cache) < 2:
         raise DatasetError("cross calibration of one image is impossible: give at least 2 good images")
     count = min(N_FOLDS, len(cache))
-    scores, peaks = np.empty(len(cache), np.float32), np.empty(len(cache), np.float32)
+    scores, peaks = np.empty(len(cache), np.float32), [np.empty(0, np.float32)] * len(cache)
     for number, left_out in enumerate(folds(samples, count, seed)):
-        detector = build_detector(detector_class, config, seed).to(cache.device)
+        detector = build_detector(detector_class, config, seed, layout).to(cache.device)
         rest = np.setdiff1d(np.arange(len(cache)), left_out)
         train(detector, cache.subset(rest), seed=seed, progress=lambda *_: None)
         with torch.no_grad():
             for index in left_out:
-                out = detector.score(cache.batch([index]))
-                scores[index], peaks[index] = float(out.image), float(out.anomaly_map.max())
+                out = detector.scores(cache.batch([index]))
+                scores[index], peaks[index] = (
+                    float(out.image),
+                    layout.peaks(out.anomaly_map[0, 0].float().cpu().numpy()),
+                )
         progress("cross-calibration", number + 1, count)
-    return scores, peaks
+    return scores, np.stack(peaks)
+
+
+def _check_aspects(zones: Zones, samples: Sequence[Sample]) -> None:
+    """Refuse good images on which the zones would lie elsewhere; what cannot be read is told later."""
+    for sample in samples:
+        try:
+            header = read_header(sample.image_path)
+        except ImageError:
+            continue
+        zones.check_aspect(header.width_px, header.height_px, shown(sample.image_path))
 
 
 @contextmanager
@@ -455,8 +535,9 @@ def _work_folder(target: Path, resume: bool) -> Iterator[Path]:
             work.rmdir()
 
 
-def _key(method: str, config: DetectorConfig, seed: int, samples: Sequence[Sample]) -> str:
-    facts = json.dumps([method, asdict(config), seed, digest(samples)], sort_keys=True)
+def _key(method: str, config: DetectorConfig, seed: int, samples: Sequence[Sample], zones: Zones | None) -> str:
+    drawn = zones and zones.model_dump(mode="json")
+    facts = json.dumps([method, asdict(config), seed, digest(samples), drawn], sort_keys=True)
     return sha256(facts.encode()).hexdigest()
 
 

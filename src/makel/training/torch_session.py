@@ -14,8 +14,10 @@ from safetensors.torch import load
 from makel.errors import ModelFolderError, UsageError
 from makel.methods import load as load_method
 from makel.model.folder import ModelFolder
+from makel.model.layout import ModelLayout, place_on_input
 from makel.model.manifest import WEIGHTS_NAME, Backbone, Method
 from makel.model.session import check_images, check_threads
+from makel.model.zones import Zones
 from makel.training import backbones
 from makel.training.detector import Detector, DetectorConfig
 from makel.training.export import torch_scores
@@ -62,13 +64,21 @@ class TorchSession:
             manifest.method,
             manifest.backbone,
             folder.read(WEIGHTS_NAME),
+            place_on_input(manifest.zones or Zones(), manifest.preprocessing.size),
             name=str(folder.path / WEIGHTS_NAME),
             device=torch.device(provider),
         )
 
     @classmethod
     def rebuild(
-        cls, method: Method, backbone: Backbone | None, weights: bytes, *, name: str, device: torch.device
+        cls,
+        method: Method,
+        backbone: Backbone | None,
+        weights: bytes,
+        layout: ModelLayout,
+        *,
+        name: str,
+        device: torch.device,
     ) -> Self:
         """A session from what a model folder keeps of a detector.
 
@@ -76,6 +86,7 @@ class TorchSession:
             method: Its name and settings.
             backbone: The backbone it was fitted on.
             weights: The bytes of its safetensors file; not a path, so that what was hashed is what runs.
+            layout: Which part of the input counts.
             name: What to call the weights in messages.
             device: Where to run.
 
@@ -91,6 +102,7 @@ class TorchSession:
                 f"({built.source}): add the ones from {backbone.source} with `makel weights add`"
             )
         detector = detector_class(config, built)
+        detector.restrict(layout.seen, layout.scored)
         try:
             state = load(weights)
             if state.keys() != detector.learned_state().keys():
