@@ -17,7 +17,7 @@ def test_a_decision_survives_json():
 def test_what_is_recorded_says_number_answer_and_hash():
     said = Recorded(7, DECISION, "ff", "good").to_json()
     assert said == {"number": 7, "answer": "good", "hash": "ff", **DECISION.to_json()}
-    assert said["regions"] == [{"box_px": [1, 2, 5, 7], "area_px": 13, "peak": 2.5}]
+    assert said["regions"] == [{"box_px": [1, 2, 5, 7], "area_px": 13, "peak": 2.5, "zone": "", "area_mm2": None}]
     assert Answer(7, "good", "eva", DECISION.at).to_json() == {
         "number": 7,
         "answer": "good",

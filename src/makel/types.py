@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,6 +87,11 @@ class Region:
             "zone": self.zone,
             "area_mm2": self.area_mm2,
         }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """What `to_json` gave, now or before there were zones."""
+        return cls(tuple(data["box_px"]), data["area_px"], data["peak"], data.get("zone", ""), data.get("area_mm2"))
 
 
 @dataclass(frozen=True)

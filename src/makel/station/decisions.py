@@ -87,7 +87,7 @@ class Decision:
     def from_json(cls, body: Mapping[str, Any]) -> Decision:
         """What `to_json` gave; further keys are left alone."""
         regions = tuple(
-            Region(tuple(region["box_px"]), region["area_px"], region["peak"]) for region in body["regions"]
+            Region.from_json(region) for region in body["regions"]
         )
         return cls(**{item.name: body[item.name] for item in fields(cls)} | {"regions": regions})
 
