@@ -86,9 +86,7 @@ class Decision:
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Decision:
         """What `to_json` gave; further keys are left alone."""
-        regions = tuple(
-            Region.from_json(region) for region in body["regions"]
-        )
+        regions = tuple(Region.from_json(region) for region in body["regions"])
         return cls(**{item.name: body[item.name] for item in fields(cls)} | {"regions": regions})
 
 
