@@ -210,6 +210,11 @@ class Recorder:
                 self._journal_takes(decisions, str(error))
         return [Recorded(0, decision, "") for decision in decisions]
 
+    def arrived(self, arrival: str) -> list[Recorded]:
+        """The decisions on one delivery of a file that wait; number 0 and no hash, as from `append_all`."""
+        with self._lock:
+            return [Recorded(0, each, "") for each in self._journal.waiting() if each.arrival == arrival]
+
     @property
     def outage(self) -> Outage | None:
         """What is wrong, while decisions wait; None while all is well."""

@@ -250,6 +250,46 @@ class Station:
             image, model=model, name=name, source=source, arrival=arrival, deadline_s=deadline_s
         ).result()
 
+    def reject(
+        self, reason: str, *, image: bytes = b"", model: str | None = None, name: str = "", source: str, arrival: str = ""
+    ) -> Outcome:
+        """Record a fail-safe reject that no model is asked about, and wait for it: no picture came, or not a whole one.
+
+        Args:
+            reason: Why, in words for people.
+            image: The bytes that came, if any; kept like those of any other reject.
+            model: As in `submit`, and so are `name`, `source` and `arrival`.
+
+        Raises:
+            NotFoundError: There is no such model.
+            UsageError: There are several models, and none was named.
+            StoreError: It could be neither recorded nor put into the journal; it does not count.
+        """
+        line, future = self.line(model), Future[Outcome]()
+        decision = _decision(now(), line.name, source, name, arrival, Judged(None, reason, None, 0.0))
+
+        def settle(result: Recorded | MakelError) -> None:
+            if isinstance(result, MakelError):
+                future.set_exception(result)
+                return
+            outcome = Outcome(result, None, None)
+            for watcher in self._watchers:
+                watcher(outcome)
+            future.set_result(outcome)
+
+        self._recording.put(Entry(decision, image, settle))
+        return future.result()
+
+    def arrived(self, arrival: str) -> list[Recorded]:
+        """The decisions on one delivery of a file, also those that wait for the record (their number is 0).
+
+        Raises:
+            StoreError: The record cannot be read now.
+        """
+        # In this order: what moves from the journal into the record between the two looks is seen at least once.
+        waiting = self._recorder.arrived(arrival)
+        return waiting + self.store.arrived(arrival)
+
     def listen(self, callback: Callable[[Recorded], None]) -> Callable[[], None]:
         """Call somebody for every recorded decision, in order, on a thread of its own; see `Listeners`.
 

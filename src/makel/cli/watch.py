@@ -1,0 +1,95 @@
+"""`makel watch`."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from makel.cli.extras import require
+
+if TYPE_CHECKING:
+    from makel.station.decisions import Recorded
+
+
+def watch(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where pictures arrive.")],
+    data: Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of models, record and pictures.")] = Path(
+        "makel-station"
+    ),
+    done: Annotated[
+        Path | None,
+        typer.Option("--done", metavar="DIR", help="Where decided files go.", show_default="they stay"),
+    ] = None,
+    settle_ms: Annotated[float, typer.Option(min=0, help="A file is read once it stood still for so long.")] = 200,
+    give_up_s: Annotated[float, typer.Option(min=0.1, help="A file not whole by then is a reject.")] = 10,
+    deadline_ms: Annotated[
+        float | None,
+        typer.Option(min=1, help="A part without a decision by then is a reject.", show_default="none; 1000 triggered"),
+    ] = None,
+    trigger: Annotated[
+        bool, typer.Option("--trigger", help="Take one picture for each Start that comes over OPC UA.")
+    ] = False,
+    lead_ms: Annotated[float, typer.Option(min=0, help="A picture may come so long before its trigger.")] = 0,
+    mqtt: Annotated[str | None, typer.Option(metavar="URL", help="Broker to tell.", show_default="none")] = None,
+    opcua: Annotated[
+        str | None, typer.Option(metavar="URL", help="Address to serve OPC UA at.", show_default="none")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="URL", help="PostgreSQL for the record.", show_default="SQLite in DIR")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processor threads to use at most.", show_default="the cores, 4 at most"),
+    ] = None,
+    provider: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or openvino.")] = "cpu",
+) -> None:
+    """Decide every picture that arrives in a folder, each exactly once; ends with Ctrl-C or SIGTERM."""
+    require("station", "makel watch")
+    from makel.station.connections import Connections, Wiring
+    from makel.station.station import Settings, Station
+
+    deadline_s = None if deadline_ms is None else deadline_ms / 1000
+    settings = Settings(deadline_s=deadline_s, threads=threads, provider=provider)
+    name = model.resolve().name
+    data.mkdir(parents=True, exist_ok=True)
+    with Station.open(data, settings, store=store) as station:
+        version, _ = station.add(name, model, by="makel watch", role="engineer")
+        if station.registry.version(name).version != version.version:
+            station.activate(name, version.version, by="makel watch", role="engineer")
+        wired = {"triggered" if trigger else "watched": {name: folder}}
+        wiring = Wiring(
+            **wired,
+            done=done,
+            mqtt=mqtt,
+            opcua=opcua,
+            settle_s=settle_ms / 1000,
+            give_up_s=give_up_s,
+            deadline_s=deadline_s or 1.0,
+            lead_s=lead_ms / 1000,
+        )
+        stopped = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopped.set())
+        station.listen(lambda recorded: _print(recorded, as_json=as_json))
+        with Connections(station, wiring):
+            print(f"makel: watching {folder} with {name} version {version.version}", file=sys.stderr, flush=True)
+            stopped.wait()
+
+
+def _print(recorded: Recorded, *, as_json: bool) -> None:
+    decision = recorded.decision
+    if as_json:
+        print(json.dumps(recorded.to_json()), flush=True)
+        return
+    why = (
+        decision.reason or f"score {decision.score:.4g}, threshold {decision.threshold:.4g}, p = {decision.p_value:.3g}"
+    )
+    print(f"{decision.verdict:6}  {recorded.number}  {decision.name}  {why}", flush=True)
