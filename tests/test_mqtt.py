@@ -16,7 +16,7 @@ from makel.station.decisions import Recorded
 from makel.station.listeners import Listeners
 from makel.station.mqtt import Broker, MqttPublisher
 from makel.station.store import Store
-from test_decisions import DECISION
+from record import DECISION
 from waiting import WAIT_S, until
 
 

@@ -251,7 +251,14 @@ class Station:
         ).result()
 
     def reject(
-        self, reason: str, *, image: bytes = b"", model: str | None = None, name: str = "", source: str, arrival: str = ""
+        self,
+        reason: str,
+        *,
+        image: bytes = b"",
+        model: str | None = None,
+        name: str = "",
+        source: str,
+        arrival: str = "",
     ) -> Outcome:
         """Record a fail-safe reject that no model is asked about, and wait for it: no picture came, or not a whole one.
 

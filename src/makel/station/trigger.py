@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from makel.errors import MakelError, UsageError
+from makel.errors import MakelError, Overloaded
 from makel.images import shown
 from makel.station.inbox import Arrival, Decider, Inbox, Waiting, recorded_on
 from makel.station.patrol import Patrol
@@ -26,7 +26,7 @@ POLL_S = 0.01
 """The same while a part waits for its picture."""
 
 
-class BusyError(UsageError):
+class BusyError(Overloaded):
     """A part is being decided: its result must be there before the next one can start."""
 
 
