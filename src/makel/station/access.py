@@ -12,7 +12,7 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -259,10 +259,10 @@ class CheckAccess:
         await self._app(scope, receive, with_headers)
 
 
-def needs(role: Role) -> Callable[[Request], Principal]:
+def needs(role: Role) -> Callable[[Request], Awaitable[Principal]]:
     """A dependency: whoever asks is known and has at least this role."""
 
-    def principal(request: Request) -> Principal:
+    async def principal(request: Request) -> Principal:  # async: in a thread it would cost more than it does
         who: Principal | None = request.state.principal
         if who is None:
             raise UnauthorisedError("a token is needed: send it as 'Authorization: Bearer TOKEN'")

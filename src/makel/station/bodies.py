@@ -147,3 +147,11 @@ class AliveBody(BaseModel):
     """The process answers."""
 
     alive: Literal[True]
+
+
+class SessionBody(BaseModel):
+    """Who asks."""
+
+    name: str | None
+    role: Literal["operator", "engineer"] | None
+    token_needed: bool

@@ -33,6 +33,7 @@ class Problem(BaseModel):
         description="One line: what came, what was expected, what to do",
         examples=["toothbrush has 64 images under way, at most 64: send it again later"],
     )
+    error: str = Field(description="As detail, where clients of the Open Inference Protocol look for it")
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -50,7 +51,8 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def response(status: int, kind: str, detail: str, headers: dict[str, str] | None = None) -> Response:
     """A problem document."""
     title = HTTPStatus(status).phrase
-    body = json.dumps({"type": kind, "title": title, "status": status, "detail": detail})
+    # `error` is where clients of the Open Inference Protocol look.
+    body = json.dumps({"type": kind, "title": title, "status": status, "detail": detail, "error": detail})
     return Response(body, status, headers, MEDIA_TYPE)
 
 

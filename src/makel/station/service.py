@@ -20,7 +20,8 @@ from makel.errors import UsageError
 from makel.station import bodies, problems
 from makel.station.access import Access, CheckAccess
 from makel.station.limits import BodyLimits, LimitBodies
-from makel.station.routes import health, history, inspection, models
+from makel.station.prometheus import Metrics
+from makel.station.routes import health, history, inference, inspection, models, session
 from makel.station.station import Station
 
 
@@ -33,7 +34,8 @@ def create_app(station: Station, access: Access, limits: BodyLimits | None = Non
         limits: How much a request may bring.
 
     Returns:
-        The app. `app.state.closing` is an event; setting it ends the live streams.
+        The app. `app.state.closing` is an event; setting it ends the live streams. `app.state.metrics` takes
+        further gauges.
     """
     closing = asyncio.Event()
     app = FastAPI(
@@ -43,12 +45,15 @@ def create_app(station: Station, access: Access, limits: BodyLimits | None = Non
         docs_url=None,  # both would load scripts from outside
         redoc_url=None,
     )
-    app.state.closing = closing
+    metrics = Metrics(station)
+    app.state.closing, app.state.metrics = closing, metrics
     for routes in (
         inspection.router(station),
         models.router(station),
         history.router(station, closing),
-        health.router(station),
+        inference.router(station),
+        health.router(station, metrics),
+        session.router(access),
     ):
         app.include_router(routes)
     problems.install(app)
@@ -65,6 +70,11 @@ class Server(uvicorn.Server):
         """Take a configuration, and what to call when told to stop."""
         super().__init__(config)
         self._ended = ended
+
+    def end(self) -> None:
+        """Accept no more, finish what was accepted, and return from `run`; from any thread."""
+        self._ended()
+        self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came: the first one ends gently."""

@@ -78,6 +78,7 @@ class Station:
         registry: The models and their versions.
         store: The record.
         pictures: The images behind the decisions.
+        refused: How many images were refused because there was no room.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class Station:
         self._closing = False
         self._looking = threading.Lock()
         self._earlier: Inspector | None = None
+        self.refused = 0
 
     @classmethod
     def open(cls, folder: Path, settings: Settings | None = None, *, store: str | Path | None = None) -> Self:
@@ -188,45 +190,12 @@ class Station:
             NotFoundError: There is no such model.
             UsageError: There are several models, and none was named.
         """
-        line, future = self.line(model), Future[Outcome]()
-        if self._closing:
-            raise Overloaded("the station is being closed: send it again later")
-        self._recording.check()
-        self._held.take(len(image))
-        at = now()
-
-        def settle(judged: Judged, result: Recorded | MakelError) -> None:
-            self._held.give(len(image))
-            outcome = result if isinstance(result, MakelError) else Outcome(result, judged.verdict, judged.inspector)
-            if isinstance(outcome, Outcome):
-                for watcher in self._watchers:
-                    watcher(outcome)
-            if future.set_running_or_notify_cancel():
-                if isinstance(outcome, Outcome):
-                    future.set_result(outcome)
-                else:
-                    future.set_exception(outcome)
-
-        def done(judged: Judged) -> None:
-            decision = _decision(at, line.name, source, name, arrival, judged)
-            self._recording.put(Entry(decision, image, lambda result: settle(judged, result)))
-
-        def cancelled(future: Future[Outcome]) -> None:
-            if future.cancelled() and line.cancel(ticket):
-                self._held.give(len(image))
-
+        line = self.line(model)
         try:
-            ticket = line.submit(
-                image,
-                name=name or "image",
-                done=done,
-                deadline_s=self.settings.deadline_s if deadline_s is None else deadline_s,
-            )
-        except BaseException:
-            self._held.give(len(image))
+            return self._submit(line, image, name, source, arrival, deadline_s)
+        except Overloaded:
+            self.refused += 1
             raise
-        future.add_done_callback(cancelled)
-        return future
 
     def decide(
         self,
@@ -376,6 +345,12 @@ class Station:
                 self._start(name)
             return version, new
 
+    def scratch(self) -> Path:
+        """A folder for what arrives and is not taken in yet, on the same disk."""
+        folder = self.folder / "scratch"
+        folder.mkdir(exist_ok=True)
+        return folder
+
     def activate(self, name: str, number: int, *, by: str, role: str) -> Version:
         """Let another version judge, from the next image on. What is under way ends with the one before.
 
@@ -428,6 +403,12 @@ class Station:
             found.append(f"pictures are not kept: {self._recording.pictures_problem}")
         return found
 
+    @property
+    def waiting(self) -> int:
+        """Decisions that wait for the record to come back."""
+        outage = self._recorder.outage
+        return outage.waiting if outage else 0
+
     def close(self, timeout_s: float | None = None) -> bool:
         """Accept nothing more, finish what was accepted, and end.
 
@@ -435,9 +416,11 @@ class Station:
             timeout_s: How long each line may take for it; None for as long as it takes.
 
         Returns:
-            Whether everything was finished.
+            Whether everything was finished. A second call has nothing to do.
         """
         with self._changing:
+            if self._closing:
+                return True
             self._closing = True
             lines = list(self._lines.values())
         finished = [line.drain(timeout_s) for line in lines]  # each of them, whatever the others do
@@ -454,6 +437,48 @@ class Station:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _submit(
+        self, line: Line, image: bytes, name: str, source: str, arrival: str, deadline_s: float | None
+    ) -> Future[Outcome]:
+        if self._closing:
+            raise Overloaded("the station is being closed: send it again later")
+        self._recording.check()
+        self._held.take(len(image))
+        at, future = now(), Future[Outcome]()
+
+        def settle(judged: Judged, result: Recorded | MakelError) -> None:
+            self._held.give(len(image))
+            outcome = result if isinstance(result, MakelError) else Outcome(result, judged.verdict, judged.inspector)
+            if isinstance(outcome, Outcome):
+                for watcher in self._watchers:
+                    watcher(outcome)
+            if future.set_running_or_notify_cancel():
+                if isinstance(outcome, Outcome):
+                    future.set_result(outcome)
+                else:
+                    future.set_exception(outcome)
+
+        def done(judged: Judged) -> None:
+            decision = _decision(at, line.name, source, name, arrival, judged)
+            self._recording.put(Entry(decision, image, lambda result: settle(judged, result)))
+
+        def cancelled(future: Future[Outcome]) -> None:
+            if future.cancelled() and line.cancel(ticket):
+                self._held.give(len(image))
+
+        try:
+            ticket = line.submit(
+                image,
+                name=name or "image",
+                done=done,
+                deadline_s=self.settings.deadline_s if deadline_s is None else deadline_s,
+            )
+        except BaseException:
+            self._held.give(len(image))
+            raise
+        future.add_done_callback(cancelled)
+        return future
 
     def _start(self, name: str) -> None:
         try:

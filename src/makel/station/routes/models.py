@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import asdict
+from pathlib import Path as FilePath
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path
+from fastapi import APIRouter, Depends, Path, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import UploadFile
 
-from makel.errors import MakelError
+from makel.errors import MakelError, ModelFolderError, UsageError
 from makel.model.folder import open_folder
-from makel.model.manifest import REPORT_NAME
+from makel.model.manifest import MANIFEST_NAME, REPORT_NAME
 from makel.station import bodies, problems
 from makel.station.access import Principal, needs
+from makel.station.archive import unpack
 from makel.station.registry import NAME, Version
 from makel.station.station import Station
 
 Name = Annotated[str, Path(pattern=f"^{NAME.pattern}$", description="The name a model is served under")]
 Engineer = Annotated[Principal, Depends(needs("engineer"))]
 
+_BINARY = {"type": "string", "format": "binary"}
+_ZIP = {
+    "required": True,
+    "content": {
+        "application/zip": {"schema": _BINARY},
+        "multipart/form-data": {"schema": {"type": "object", "required": ["model"], "properties": {"model": _BINARY}}},
+    },
+}
 _REPORT_POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:; sandbox allow-scripts; "
     "frame-ancestors 'self'"
@@ -34,6 +48,28 @@ def router(station: Station) -> APIRouter:
     def models() -> Response:
         """What is served, with every version there is."""
         return JSONResponse({"models": [_model(station, name) for name in station.registry.names()]})
+
+    @routes.post(
+        "/models",
+        status_code=201,
+        responses={
+            200: {"description": "It was here already", "model": bodies.ModelBody},
+            201: {"model": bodies.ModelBody},
+            **problems.responses(413),
+        },
+        response_model=None,
+        openapi_extra={"requestBody": _ZIP},
+    )
+    async def upload(
+        request: Request,
+        name: Annotated[str, Query(pattern=f"^{NAME.pattern}$", description="What to serve it under")],
+        who: Engineer,
+    ) -> Response:
+        """Take in a zip of a model folder as a new version; it judges once it is activated, the first one at once."""
+        with TemporaryDirectory(dir=station.scratch()) as folder:
+            await _receive(request, archive := FilePath(folder) / "upload.zip")
+            new = await run_in_threadpool(_add, station, name, archive, FilePath(folder) / "content", who)
+        return JSONResponse(await run_in_threadpool(_model, station, name), 201 if new else 200)
 
     @routes.get(
         "/models/{name}", responses={200: {"model": bodies.ModelBody}, **problems.responses(404)}, response_model=None
@@ -79,6 +115,33 @@ def router(station: Station) -> APIRouter:
 def version_body(version: Version) -> dict[str, Any]:
     """The documented keys of a version."""
     return {key: value for key, value in asdict(version).items() if key not in ("name", "path")}
+
+
+async def _receive(request: Request, file: FilePath) -> None:
+    """The body of a request to the disk as it arrives, or the one file of a form."""
+    with file.open("wb") as opened:
+        if request.headers.get("content-type", "").startswith("multipart/form-data"):
+            async with request.form(max_files=1) as form:
+                upload = next((value for value in form.values() if isinstance(value, UploadFile)), None)
+                if upload is None:
+                    raise UsageError("the form holds no file: send a zip of a model folder")
+                await run_in_threadpool(shutil.copyfileobj, upload.file, opened)
+            return
+        async for block in request.stream():
+            await run_in_threadpool(opened.write, block)
+
+
+def _add(station: Station, name: str, archive: FilePath, target: FilePath, who: Principal) -> bool:
+    target.mkdir()
+    with archive.open("rb") as opened:
+        folder = unpack(opened, target)
+    if not (folder / MANIFEST_NAME).is_file():
+        raise UsageError(f"the zip holds no {MANIFEST_NAME}: pack a model folder as `makel fit` wrote it")
+    try:
+        return station.add(name, folder, by=who.name, role=who.role)[1]
+    except ModelFolderError as error:  # paths of this machine are nobody's matter outside
+        said = str(error).replace(f"{folder}/", "").replace(str(folder), "the zip")
+        raise UsageError(f"the upload is not a sound model folder: {said}") from error
 
 
 def _model(station: Station, name: str) -> dict[str, Any]:
