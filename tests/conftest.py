@@ -1,6 +1,8 @@
 """What every test shares: few threads, no network, a home of its own, and the real images where they stand."""
 
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -44,6 +46,27 @@ def postgresql():
     server = Server()
     yield server
     server.remove()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def where(request, tmp_path):
+    """Where a station's record may be: a file, or a database of a server."""
+    if request.param == "sqlite":
+        return tmp_path / "station" / "store.sqlite"
+    return request.getfixturevalue("postgresql").database()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root on Linux may mount a small file system")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "makel", folder], capture_output=True).returncode:
+        pytest.skip("this system does not let root mount a file system")
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture

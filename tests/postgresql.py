@@ -6,6 +6,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import psycopg
 import pytest
 
 
@@ -38,17 +39,16 @@ class Server:
         """The URL of a new empty database."""
         self._databases += 1
         name = f"makel{self._databases}"
-        self._run("createdb", "--host", self.folder, "--username=makel", name, at_data=False)
+        with psycopg.connect(f"postgresql://makel@/postgres?host={self.folder}", autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql://makel@/{name}?host={self.folder}"
 
     def remove(self):
-        self.stop("immediate")
+        self.stop()  # in an orderly way: a server that was cut short may still write while its folder is removed
         shutil.rmtree(self.folder)
 
-    def _run(self, program, *arguments, at_data=True):
-        command = [self._binaries / program, *arguments]
-        if at_data:
-            command += ["--pgdata", self.folder / "data"]
+    def _run(self, program, *arguments):
+        command = [self._binaries / program, *arguments, "--pgdata", self.folder / "data"]
         if os.geteuid() == 0:
             command = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups", "--", *command]
         done = subprocess.run(

@@ -6,6 +6,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from makel.station.decisions import Decision
 from makel.types import Region
 
@@ -55,3 +57,20 @@ def script(text, *arguments):
         text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)])},
     )
+
+
+def engine_of(where):
+    """SQLAlchemy's own way to a record, past the store."""
+    url = str(where).replace("postgresql:", "postgresql+psycopg:") if "://" in str(where) else f"sqlite:///{where}"
+    return sa.create_engine(url)
+
+
+def sql(where, *statements):
+    """Run statements past the store, in one transaction, and give the rows of the last if it has any."""
+    engine = engine_of(where)
+    with engine.begin() as connection:
+        for statement in statements:
+            found = connection.exec_driver_sql(statement)
+        rows = found.all() if found.returns_rows else None
+    engine.dispose()
+    return rows

@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -13,15 +14,7 @@ from makel.errors import MissingExtraError, NotFoundError, StoreError, UsageErro
 from makel.station.decisions import START, canonical, link
 from makel.station.store import Filter, Store
 from makel.station.tables import METADATA
-from record import DECISION, decision, writer
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def where(request, tmp_path):
-    """Where a record may be: a file, or a database of a server."""
-    if request.param == "sqlite":
-        return tmp_path / "station" / "store.sqlite"
-    return request.getfixturevalue("postgresql").database()
+from record import DECISION, decision, engine_of, sql, writer
 
 
 @pytest.fixture
@@ -145,6 +138,14 @@ def test_a_record_is_opened_again_where_it_ended(where):
     with Store.open(where, create=False) as store:
         assert store.get(1) == first
         assert store.append(DECISION).number == 2
+
+
+def test_what_was_changed_is_found(store, where):
+    store.append_all([decision(index) for index in range(4)])
+    sql(where, "UPDATE entries SET verdict = 'pass' WHERE number = 3")
+    assert store.verify().entry == 3
+    sql(where, "DELETE FROM entries WHERE number = 2")
+    assert str(store.verify()) == "entry 2: missing"
 
 
 def test_two_processes_write_one_chain(where):
@@ -302,16 +303,41 @@ def test_commits_reach_the_disk(tmp_path):
         assert connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
 
 
-def engine_of(where):
-    url = str(where).replace("postgresql:", "postgresql+psycopg:") if "://" in str(where) else f"sqlite:///{where}"
-    return sa.create_engine(url)
+def fill(store):
+    """Append until the disk is full; gives how many were accepted, and what was said then."""
+    for accepted in range(10_000):
+        try:
+            store.append(replace(DECISION, name="n" * 2000))
+        except StoreError as error:
+            return accepted, str(error)
+    raise AssertionError("it was never full")
 
 
-def sql(where, statement):
-    """Run a statement past the store, and give its rows if it has any."""
-    engine = engine_of(where)
-    with engine.begin() as connection:
-        found = connection.execute(sa.text(statement))
-        rows = found.all() if found.returns_rows else None
-    engine.dispose()
-    return rows
+def test_a_full_disk_is_said_and_left_behind(small_disk):
+    with Store.open(small_disk / "store.sqlite") as store:
+        (small_disk / "other").write_bytes(bytes(10**6))
+        accepted, said = fill(store)
+        assert accepted > 10
+        assert "store.sqlite: the disk is full; free some space (database or disk is full)" in said
+        assert store.count() == accepted
+        (small_disk / "other").unlink()
+        assert store.append(DECISION).number == accepted + 1
+        assert store.verify() is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limit on the size of files")
+def test_a_limit_on_files_is_said_and_left_behind(tmp_path):
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with Store.open(tmp_path / "store.sqlite") as store:
+        store.append(DECISION)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, before[1]))
+            accepted, said = fill(store)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert "store.sqlite: the disk cannot be read or written, or is full" in said
+        assert store.count() == accepted + 1
+        assert store.append(DECISION).number == accepted + 2
+        assert store.verify() is None

@@ -93,7 +93,9 @@ class Journal:
 
     def close(self) -> None:
         """Let another process have it. What waits stays in the file."""
-        os.close(self._file)
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
 
     def _fill_up(self, capacity_bytes: int) -> None:
         there = os.fstat(self._file).st_size
@@ -223,8 +225,9 @@ class Recorder:
 
     def close(self) -> None:
         """Stop. What waits stays in the journal and goes in when the next run starts."""
-        self._closing.set()
-        self._due.set()
+        with self._lock:
+            self._closing.set()
+            self._due.set()
         self._thread.join()
         self._journal.close()
 
@@ -268,7 +271,8 @@ class Recorder:
                 part = self._journal.waiting(done, _CHUNK)
                 if not part:
                     self._journal.clear()
-                    self._due.clear()
+                    if not self._closing.is_set():  # or its thread would never wake up to end
+                        self._due.clear()
                     return
             arrived = self._store.append_all(part, once=True)
             done += len(part)

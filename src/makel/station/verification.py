@@ -40,6 +40,7 @@ def verify(database: Database, noted: Head | None, progress: Callable[[int, int]
                 return Broken(at.entry, f"its hash is {at.hash}, but was {noted.hash} when it was noted")
         if not rows:
             return Broken(at.entry + 1, f"missing, with all after it: the record had {head.entry} entries")
+        del rows, row  # before the next page comes
         progress(at.entry, head.entry)
     if at != head:
         return Broken(at.entry, f"the head says {head.hash} and {head.number} decisions, the entries do not")
