@@ -1,195 +1,209 @@
-"""Which images a report shows, and how they are drawn."""
+"""Pictures below a limit: passes go first, rejects next, answered ones last, and never a path from outside."""
 
-import base64
-from pathlib import Path
+import hashlib
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
-import cv2
-import numpy as np
 import pytest
 
-from makel.calibration import calibrate
-from makel.evaluation.pictures import PICTURE_PX, Gallery, Heat, colours, data_uri, outline_truth, thumbnail
+from makel.errors import NotFoundError, StoreError
+from makel.station.pictures import Limits, Pictures
 
-CALIBRATION = calibrate((0.1, 0.2, 0.3), (0.1, 0.2, 0.3), false_reject=0.25)  # rejects above 0.3
-IMAGE = np.full((20, 30, 3), 128, np.uint8)
-
-
-def offer(gallery, name, kind, score, anomaly_map=None, truth=None):
-    anomaly_map = np.full((8, 8), score, np.float32) if anomaly_map is None else anomaly_map
-    verdict = {"rejected": score > 0.3, "p_value": CALIBRATION.p_value(score)}
-    gallery.offer(Path(name), kind, score, IMAGE, anomaly_map, truth, **verdict)
+ROOMY = Limits(size_bytes=10**9, free_bytes=0)
 
 
-def shown(gallery):
-    return [(exhibit.group, exhibit.path.name) for exhibit in gallery.exhibits()]
+def picture(index, size_bytes=100):
+    return bytes([index]) * size_bytes
 
 
-class TestGallery:
-    def test_every_image_lands_where_it_belongs(self):
-        gallery = Gallery(white_level=None)
-        offer(gallery, "reject", "good", 0.31)
-        offer(gallery, "at", "good", 0.3)  # at the threshold: passes
-        offer(gallery, "miss", "scratch", 0.3)
-        offer(gallery, "hit", "scratch", 0.31)
-        assert shown(gallery) == [
-            ("missed", "miss"),
-            ("false reject", "reject"),
-            ("barely caught", "hit"),
-            ("nearly rejected", "at"),
-        ]
-
-    @pytest.mark.parametrize("step", [1, -1, 7])
-    def test_the_most_telling_are_kept_whatever_the_order(self, step):
-        gallery = Gallery(white_level=None)
-        for index in range(0, 20 * step, step):
-            place = index % 20
-            offer(gallery, f"miss{place:02}", "hole", 0.1 + place / 1000)
-            offer(gallery, f"hit{place:02}", "hole", 0.4 + place / 1000)
-            offer(gallery, f"pass{place:02}", "good", 0.1 + place / 1000)
-            offer(gallery, f"reject{place:02}", "good", 0.4 + place / 1000)
-        assert shown(gallery) == [
-            *(("missed", f"miss{place:02}") for place in range(6)),  # the lowest first
-            *(("false reject", f"reject{place:02}") for place in range(19, 13, -1)),  # the highest first
-            *(("barely caught", f"hit{place:02}") for place in range(3)),
-            *(("nearly rejected", f"pass{place:02}") for place in range(19, 16, -1)),
-            *(("clearly caught", f"hit{place:02}") for place in range(19, 16, -1)),
-        ]
-
-    def test_no_image_twice(self):
-        gallery = Gallery(white_level=None)
-        for place in range(4):
-            offer(gallery, f"hit{place}", "hole", 0.4 + place / 10)
-        assert shown(gallery) == [
-            ("barely caught", "hit0"),
-            ("barely caught", "hit1"),
-            ("barely caught", "hit2"),
-            ("clearly caught", "hit3"),
-        ]
-
-    def test_an_exhibit_keeps_what_it_was_given(self):
-        gallery = Gallery(white_level=None)
-        anomaly_map, truth = np.full((8, 8), 0.2, np.float32), np.ones((8, 8), np.uint8)
-        offer(gallery, "a.png", "hole", 0.2, anomaly_map, truth)
-        anomaly_map[:] = 9
-        (exhibit,) = gallery.exhibits()
-        assert (exhibit.score, exhibit.p_value, exhibit.kind) == (0.2, 0.75, "hole")
-        assert exhibit.anomaly_map.max() == np.float32(0.2)
-        assert exhibit.truth is truth
-        assert exhibit.image.shape == (149, 224, 3)
-
-    def test_empty(self):
-        assert Gallery(white_level=None).exhibits() == ()
+def name(index, size_bytes=100):
+    return hashlib.sha256(picture(index, size_bytes)).hexdigest()
 
 
-class TestHeat:
-    def test_over(self):
-        maps = [np.float32([[0, 1, 1, 5]]), np.float32([[2, 2, 3, 4]]), np.float32([[0, 0, 0, 9]])]
-        assert Heat.over(maps, 4.0) == Heat(typical=1.0, threshold=4.0, hottest=9.0)
-        assert Heat.over([], 4.0) == Heat(4.0, 4.0, 4.0)
-
-    def test_levels(self):
-        heat = Heat(typical=1.0, threshold=3.0, hottest=33.0)
-        levels = heat.level(np.float32([[0, 1, 2, 3, 9, 33, 99]]))[0]
-        # Linear to the threshold; above it, twice the excess is the same step each time: 1, 4, 16 spans.
-        assert levels == pytest.approx([0, 0, 0.25, 0.5, 0.5 + 0.5 * np.log(4) / np.log(16), 1, 1])
-
-    def test_what_stays_below_the_threshold_is_not_made_hot(self):
-        heat = Heat(typical=1.0, threshold=3.0, hottest=2.0)
-        assert heat.end == 5.0
-        assert heat.level(np.float32([[2.0]])) == pytest.approx(0.25)
-        assert heat.level(np.float32([[5.0]])) == pytest.approx(1.0)
-        assert Heat(1.0, 3.0, 33.0).end == 33.0
-
-    def test_without_room_below_the_threshold_only_two_levels_are_left(self):
-        heat = Heat(typical=4.0, threshold=3.0, hottest=9.0)
-        assert heat.level(np.float32([[2, 3, 4, 9]])).tolist() == [[0, 0, 1, 1]]
-
-    def test_equal_scores_have_equal_colours_in_every_picture(self):
-        heat = Heat(0.0, 1.0, 8.0)
-        calm = heat.draw(np.full((8, 8), 0.5, np.float32), (20, 20))
-        wild = np.full((8, 8), 0.5, np.float32)
-        wild[:2] = 8
-        assert (heat.draw(wild, (20, 20))[-5:] == calm[-5:]).all()
-
-    @pytest.mark.parametrize("shape", [(16, 16), (31, 57), (5, 40)])
-    def test_draw_outlines_what_exceeds_the_threshold(self, shape):
-        anomaly_map = np.zeros((16, 16), np.float32)
-        anomaly_map[4:12, 4:12] = 5
-        picture = Heat(0.0, 1.0, 5.0).draw(anomaly_map, shape)
-        assert (picture.shape, picture.dtype) == ((*shape, 3), np.uint8)
-        middle = shape[0] // 2, shape[1] // 2
-        assert picture[middle].tolist() == colours(np.array([1.0]))[0].tolist()
-        assert (picture == 255).all(axis=2).any()
-        assert picture[0, 0].tolist() == colours(np.array([0.0]))[0].tolist()
-
-    def test_a_region_of_one_pixel_stays_visible(self):
-        anomaly_map = np.zeros((16, 16), np.float32)
-        anomaly_map[8, 5] = 9
-        picture = Heat(0.0, 1.0, 9.0).draw(anomaly_map, (16, 16))
-        assert picture[8, 5].tolist() == colours(np.array([1.0]))[0].tolist()
-        assert (picture[7:10, 4:7] == 255).all(axis=2).sum() == 8
-        assert (picture[6:11, 3:8] == 0).all(axis=2).sum() == 16  # the dark seam
+def kept(pictures, indices):
+    return [index for index in indices if name(index) in pictures]
 
 
-class TestThumbnail:
-    @pytest.mark.parametrize(
-        ("shape", "small"),
-        [((448, 448, 3), (224, 224)), ((100, 50), (224, 112)), ((30, 3000, 3), (2, 224)), ((5000, 7, 1), (224, 1))],
-    )
-    def test_longer_side_and_aspect(self, shape, small):
-        picture = thumbnail(np.full(shape, 77, np.uint8))
-        assert (picture.shape, picture.dtype) == ((*small, 3), np.uint8)
-        assert max(small) == PICTURE_PX
-        assert (picture == 77).all()
-
-    def test_types(self):
-        assert (thumbnail(np.full((9, 9), 2048, np.uint16), white_level=4095) == 128).all()
-        assert (thumbnail(np.full((9, 9), 4095, np.uint16), white_level=1023) == 255).all()
-        half = np.full((8, 8), 300, np.uint16)
-        half[:, :4] = 600
-        assert {*thumbnail(half)[:, [0, -1]].ravel().tolist()} == {128, 255}  # the brightest pixel is white
-        assert (thumbnail(np.zeros((9, 9), np.uint16)) == 0).all()
-        assert (thumbnail(np.full((9, 9, 3), 0.5, np.float32)) == 128).all()
-
-    def test_colours_stay_in_their_channels(self):
-        image = np.zeros((10, 10, 3), np.uint8)
-        image[:] = (200, 100, 50)
-        assert thumbnail(image)[0, 0].tolist() == [200, 100, 50]
+@pytest.fixture
+def pictures(tmp_path):
+    return Pictures(tmp_path / "pictures", ROOMY)
 
 
-class TestTruth:
-    def test_marked_stays_bright_and_the_rest_is_dimmed(self):
-        image, truth = np.full((40, 60, 3), 100, np.uint8), np.zeros((16, 16), np.uint8)
-        truth[4:8, 4:8] = 1
-        picture = outline_truth(image, truth)
-        assert (picture[10:20, 15:30] == 100).all()
-        assert (picture[30:, 40:] == 50).all()
-        assert (picture[9, 15:30] == 255).all()
-        assert (picture[8, 15:30] == 0).all()
-        assert (image == 100).all()
-
-    def test_nothing_marked_and_everything_marked(self):
-        image = np.full((8, 8, 3), 100, np.uint8)
-        assert (outline_truth(image, np.zeros((4, 4), np.uint8)) == 50).all()
-        assert (outline_truth(image, np.ones((4, 4), np.uint8)) == 100).all()
+@pytest.fixture
+def five(tmp_path):
+    """Room for five pictures."""
+    return Pictures(tmp_path / "pictures", Limits(size_bytes=500, free_bytes=0))
 
 
-class TestColours:
-    def test_order_shape_and_ends(self):
-        ladder = colours(np.linspace(0, 1, 256))
-        assert (ladder.shape, ladder.dtype) == ((256, 3), np.uint8)
-        luma = ladder @ np.array([0.2126, 0.7152, 0.0722])
-        assert (np.diff(luma) > -0.5).all()  # lighter all the way, rounding aside: it reads without colour too
-        assert luma[0] < 3
-        assert luma[-1] > 240
-        assert colours(np.zeros((2, 5))).shape == (2, 5, 3)
-        assert colours(np.array([0.45]))[0].argmax() == 0  # RGB, not BGR: the middle of inferno is red
+def test_a_picture_is_kept_under_its_hash(pictures, tmp_path):
+    assert pictures.keep(picture(1), "reject") == name(1)
+    assert pictures.read(name(1)) == picture(1)
+    (file,) = (path for path in (tmp_path / "pictures").rglob("*") if path.is_file())
+    assert file.relative_to(tmp_path).as_posix() == f"pictures/reject/{name(1)[:2]}/{name(1)}"
+    assert pictures.usage() == {"pass": (0, 0), "reject": (1, 100), "answered": (0, 0)}
 
-    def test_a_picture_in_the_page_decodes_to_itself(self):
-        picture = np.zeros((24, 32, 3), np.uint8)
-        picture[:, :16] = (220, 40, 40)
-        kind, _, data = data_uri(picture).partition(";base64,")
-        assert kind == "data:image/jpeg"
-        decoded = cv2.imdecode(np.frombuffer(base64.b64decode(data), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-        assert decoded.shape == picture.shape
-        assert np.abs(decoded[:, :14].astype(int) - picture[:, :14]).max() < 12
+
+def test_the_same_picture_is_kept_once_on_the_better_shelf(pictures):
+    for verdict in ("pass", "reject", "pass"):
+        pictures.keep(picture(1), verdict)
+    assert pictures.usage() == {"pass": (0, 0), "reject": (1, 100), "answered": (0, 0)}
+    pictures.answered(name(1))
+    pictures.keep(picture(1), "reject")
+    assert pictures.usage() == {"pass": (0, 0), "reject": (0, 0), "answered": (1, 100)}
+    pictures.answered(name(2))  # long gone, and no matter
+    assert pictures.read(name(1)) == picture(1)
+
+
+def test_passes_go_before_rejects_and_answered_ones_last(five):
+    for index, verdict in enumerate(["reject", "pass", "pass", "reject", "pass"]):
+        five.keep(picture(index), verdict)
+    five.answered(name(1))
+    five.keep(picture(5), "pass")
+    assert kept(five, range(6)) == [0, 1, 3, 4, 5]
+    five.keep(picture(6), "pass")
+    five.keep(picture(7), "reject")
+    five.keep(picture(8), "reject")
+    assert kept(five, range(9)) == [0, 1, 3, 7, 8]
+    five.keep(picture(9), "pass")  # the newest comes in, for the oldest of the least shelf that has any
+    assert kept(five, range(10)) == [1, 3, 7, 8, 9]
+    for index in range(10, 16):
+        five.keep(picture(index), "reject")
+    assert kept(five, range(16)) == [1, 12, 13, 14, 15]
+    for index in range(12, 16):
+        five.answered(name(index))
+    five.keep(picture(16), "reject")
+    assert kept(five, range(17)) == [12, 13, 14, 15, 16]
+
+
+def test_what_was_kept_counts_after_opening_again(five, tmp_path):
+    for index in range(5):
+        five.keep(picture(index), "pass")
+        os.utime(five._place("pass", name(index)), (1000 - index, 1000 - index))
+    again = Pictures(tmp_path / "pictures", Limits(size_bytes=500, free_bytes=0))
+    assert again.usage()["pass"] == (5, 500)
+    again.keep(picture(5), "pass")
+    assert kept(again, range(6)) == [0, 1, 2, 3, 5]  # 4 was the oldest by its file
+
+
+def test_pictures_of_another_process_count_after_tidying(five, tmp_path):
+    other = Pictures(tmp_path / "pictures", Limits(size_bytes=500, free_bytes=0))
+    for index in range(4):
+        five.keep(picture(index), "pass")
+        other.keep(picture(index + 4), "pass")
+    other.answered(name(0))
+    assert five.read(name(0)) == picture(0)
+    five.tidy()
+    assert sum(n for n, _ in five.usage().values()) == 5
+    assert name(0) in five
+    other.tidy()
+    assert other.usage() == five.usage()
+
+
+def test_old_ones_are_dropped_wherever_they_stand(tmp_path):
+    folder = tmp_path / "pictures"
+    pictures = Pictures(folder, ROOMY)
+    for index, verdict in enumerate(["pass", "reject", "reject", "pass", "reject"]):
+        pictures.keep(picture(index), verdict)
+    pictures.answered(name(2))
+    for shelf, index in (("pass", 0), ("reject", 1), ("answered", 2)):
+        os.utime(pictures._place(shelf, name(index)), (time.time() - 3 * 86400,) * 2)
+    Pictures(folder, Limits(size_bytes=10**9, age_days=4, free_bytes=0)).tidy()
+    assert kept(pictures, range(5)) == [0, 1, 2, 3, 4]
+    Pictures(folder, Limits(size_bytes=10**9, age_days=2, free_bytes=0)).tidy()
+    assert kept(pictures, range(5)) == [3, 4]
+
+
+def test_a_clock_that_jumps_drops_nothing(tmp_path, monkeypatch):
+    pictures = Pictures(tmp_path / "pictures", Limits(size_bytes=10**9, age_days=2, free_bytes=0))
+    pictures.keep(picture(0), "pass")
+    ahead = time.time() + 365 * 86400
+    monkeypatch.setattr("makel.station.pictures.time.time", lambda: ahead)
+    pictures.keep(picture(1), "pass")
+    pictures.tidy()
+    assert kept(pictures, range(2)) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "asked", ["", "..", "../../store.sqlite", "/etc/passwd", "a" * 63, "A" * 64, "a" * 64 + "\n", "a" * 62 + "/a"]
+)
+def test_only_a_hash_is_ever_looked_up(pictures, asked):
+    with pytest.raises(NotFoundError, match="is kept; the oldest passes are dropped first"):
+        pictures.read(asked)
+    assert asked not in pictures
+    pictures.answered(asked)
+
+
+def test_a_picture_that_was_changed_is_not_given_out(pictures):
+    pictures.keep(picture(1), "pass")
+    pictures._place("pass", name(1)).write_bytes(picture(2))
+    with pytest.raises(StoreError, match="was damaged or changed: its content is not what its name says"):
+        pictures.read(name(1))
+
+
+def test_a_file_that_vanished_is_kept_again(pictures):
+    pictures.keep(picture(1), "pass")
+    pictures._place("pass", name(1)).unlink()
+    with pytest.raises(NotFoundError):
+        pictures.read(name(1))
+    pictures.keep(picture(1), "reject")
+    assert pictures.read(name(1)) == picture(1)
+    assert pictures.usage() == {"pass": (0, 0), "reject": (1, 100), "answered": (0, 0)}
+
+
+def test_what_a_killed_process_left_half_written_goes(pictures, tmp_path):
+    pictures.keep(picture(1), "pass")
+    folder = pictures._place("pass", name(1)).parent
+    for half, age_s in ((".new", 0), (".old", 7200)):
+        (folder / half).write_bytes(b"half")
+        os.utime(folder / half, (time.time() - age_s,) * 2)
+    assert Pictures(tmp_path / "pictures", ROOMY).usage()["pass"] == (1, 100)
+    assert {path.name for path in folder.iterdir()} == {".new", name(1)}
+
+
+def test_threads_keep_to_the_limit(five):
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda index: five.keep(picture(index), "pass"), range(100)))
+    assert five.usage()["pass"] == (5, 500)
+    five.tidy()
+    assert five.usage()["pass"] == (5, 500)
+
+
+def test_one_picture_over_the_limit_costs_no_other(five):
+    five.keep(picture(0), "pass")
+    with pytest.raises(StoreError, match="a picture of 501 bytes is over the limit of 500 for all"):
+        five.keep(picture(1, 501), "reject")
+    assert kept(five, range(1)) == [0]
+
+
+def test_a_full_disk_leaves_nothing_half_written(small_disk, monkeypatch):
+    pictures = Pictures(small_disk / "pictures", ROOMY)
+    (small_disk / "other").write_bytes(bytes(1_900_000))
+    # What the file system says is free need not be: a quota, or another program that was faster.
+    monkeypatch.setattr("makel.station.pictures.shutil.disk_usage", lambda _: SimpleNamespace(free=10**9))
+    with pytest.raises(StoreError, match="cannot be written: the disk is full"):
+        pictures.keep(picture(1, 400_000), "reject")
+    assert [path for path in (small_disk / "pictures").rglob("*") if path.is_file()] == []
+    (small_disk / "other").unlink()
+    pictures.keep(picture(1, 400_000), "reject")
+    assert pictures.read(name(1, 400_000)) == picture(1, 400_000)
+
+
+def test_passes_make_room_for_the_record_and_rejects_do_not(small_disk):
+    pictures = Pictures(small_disk / "pictures", Limits(size_bytes=10**9, free_bytes=1_000_000))
+    for index, verdict in enumerate(["reject", "pass", "pass"]):
+        pictures.keep(picture(index, 200_000), verdict)
+    (small_disk / "other").write_bytes(bytes(500_000))
+    pictures.keep(picture(3, 200_000), "pass")
+    assert name(1, 200_000) not in pictures
+    (small_disk / "other").write_bytes(bytes(1_200_000))
+    with pytest.raises(StoreError, match="the disk is nearly full, no more pictures are kept; free some space"):
+        pictures.keep(picture(4, 200_000), "reject")
+    assert pictures.usage() == {"pass": (0, 0), "reject": (1, 200_000), "answered": (0, 0)}
+
+
+def test_a_folder_that_cannot_be_made_is_said(tmp_path):
+    (tmp_path / "pictures").write_text("a file")
+    with pytest.raises(StoreError, match="cannot be made: "):
+        Pictures(tmp_path / "pictures")

@@ -92,6 +92,8 @@ class Pictures:
             if there is not None:
                 self._move(name, there, max(there, verdict, key=SHELVES.index))
                 return name
+            for shelf in SHELVES:  # somebody removed the file
+                self._forget(shelf, name)
             self._make_room(len(image))
             self._write(self._place(verdict, name), image, durable=verdict == "reject")
             self._put(verdict, name, _Kept(len(image), time.time()))
@@ -160,6 +162,11 @@ class Pictures:
     def _put(self, shelf: str, name: str, item: _Kept) -> None:
         self._shelves[shelf][name] = item
         self._total_bytes += item.size_bytes
+
+    def _forget(self, shelf: str, name: str) -> int:
+        item = self._shelves[shelf].pop(name, _Kept(0, 0.0))
+        self._total_bytes -= item.size_bytes
+        return item.size_bytes
 
     def _find(self, name: str) -> str | None:
         """The shelf a picture stands on, on the disk; never a path that came from outside."""
@@ -231,9 +238,7 @@ class Pictures:
             self._place(shelf, name).unlink(missing_ok=True)
         except OSError as error:
             raise StoreError(f"{self._place(shelf, name)} cannot be removed: {error.strerror}") from error
-        size_bytes = self._shelves[shelf].pop(name).size_bytes
-        self._total_bytes -= size_bytes
-        return size_bytes
+        return self._forget(shelf, name)
 
     def _write(self, place: Path, content: bytes, durable: bool) -> None:
         temporary = place.with_name(f".{secrets.token_hex(8)}")
