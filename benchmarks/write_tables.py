@@ -1,56 +1,33 @@
 #!/usr/bin/env python3
 """Put the committed results into README.md and docs: `python benchmarks/write_tables.py`. A test holds them equal.
 
-Blocks between `<!-- results: NAME -->` and `<!-- end of results -->` are replaced; nothing else is touched.
+Blocks between `<!-- results: NAME -->` and `<!-- end of results -->` are replaced; nothing else is touched. A block
+whose results file is not there is left empty. Plots stand in docs/benchmarks/figures.
 
 With `--bench DIR` the results of `makel bench benchmarks/specs/here.toml --out DIR` are taken over first: its rows, its
 tables, and its figures but those that show images, whose licences forbid it.
 """
 
 import argparse
-import csv
 import json
 import re
 import shutil
-from collections import defaultdict
+from math import floor
 from pathlib import Path
-from statistics import mean, median, stdev
+from statistics import mean, median
+
+import numpy as np
+from bars import bars
+from results_tables import RESULTS, came_from, grouped, middle, ratio, read, spread, table, there, times
+
+from makel.evaluation import plots
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+FIGURES = ROOT / "docs" / "benchmarks" / "figures"
 PAGES = ("README.md", "docs/benchmarks/index.md")
 BLOCK = re.compile(r"(<!-- results: (\w+) -->\n).*?(<!-- end of results -->)", re.DOTALL)
 PAPER = {"toothbrush": 0.99}
 """The paper's pixel AUROC with ResNeXt101 (Tang et al. 2022, Table 2)."""
-
-
-def read(name: str) -> list[dict[str, str]]:
-    with (RESULTS / name).open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def spread(rows: list[dict[str, str]], key: str) -> str:
-    values = [float(row[key]) for row in rows if row[key]]
-    if not values:
-        return "–"
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
-
-
-def middle(rows: list[dict[str, str]], key: str, form: str = ".1f") -> str:
-    values = [float(row[key]) for row in rows if row[key]]
-    return f"{median(values):{form}}" if values else "–"
-
-
-def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---",) * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def grouped(rows: list[dict[str, str]], *keys: str) -> dict[tuple[str, ...], list[dict[str, str]]]:
-    groups = defaultdict(list)
-    for row in rows:
-        groups[tuple(row[key] for key in keys)].append(row)
-    return groups
 
 
 def first_model() -> str:
@@ -130,12 +107,229 @@ def study() -> str:
     return table(head, body) + f"\n{rows[0]['machine']}; {rows[0]['versions']}; commit {rows[0]['commit']}.\n"
 
 
-BLOCKS = {"first_model": first_model, "methods": methods, "study": study}
+def peers() -> str:
+    """makel and every model of the peer, on the same images in one run."""
+    rows = read("peers.csv")
+    groups = grouped(rows, "category", "who")
+    body = []
+    for (category, who), of in groups.items():
+        ours = groups[category, "makel"]
+        done = [row for row in of if not row["error"]]
+        body.append(
+            (
+                category,
+                f"**{who}**" if who == "makel" else who,
+                *((spread(done, key) for key in ("image_auroc", "pixel_auroc")) if done else ("failed", "failed")),
+                middle(done, "fit_s", ".0f"),
+                times(ratio(done, ours, "fit_s")),
+                middle(done, "ms_p50"),
+                middle(done, "ms_p99"),
+                times(ratio(done, ours, "ms_p50")),
+                middle(done, "peak_mb", ".0f"),
+            )
+        )
+    head = ("category", "", "image AUROC", "pixel AUROC", "fit, s", "of ours", "p50, ms", "p99, ms", "of ours", "MB")
+    return table(head, body) + came_from(rows)
+
+
+def peers_section() -> str:
+    return f"""\
+## Beside Anomalib
+
+`python benchmarks/peers.py DATA...`: the same images, the same small backbone at 256x256, two threads, each in a
+process of its own, ours and theirs in turn. *fit* is from files to what can inspect; *ms* is one decoded image to score
+and map, ours to the verdict; of theirs the script prints the median. *of ours* is how many times as much it takes. *MB*
+is the peak of the whole process, evaluation included.
+
+{peers()}"""
+
+
+def peers_readme() -> str:
+    return (
+        "Beside Anomalib's models on the same images and the same backbone, measured in one run "
+        "([how](docs/benchmarks/index.md)):\n\n" + peers()
+    )
+
+
+def few_images() -> str:
+    """What more good images bring."""
+    rows = read("few_images.csv")
+    metrics = ("image_auroc", "pixel_auroc", "aupro_30")
+    groups = grouped(rows, "category", "augment", "n_images")
+    ordered = sorted(groups, key=lambda key: (key[0], key[1], int(key[2])))
+    body = [
+        (
+            category,
+            augment,
+            count,
+            *(spread(groups[category, augment, count], metric) for metric in metrics),
+            middle(groups[category, augment, count], "p95_ms"),
+            middle(groups[category, augment, count], "fit_s", ".0f"),
+        )
+        for category, augment, count in ordered
+    ]
+    head = ("category", "augmented", "good images", "image AUROC", "pixel AUROC", "AUPRO", "p95, ms", "fit, s")
+    seeds = len({row["seed"] for row in rows})
+    shown = "\n".join(
+        f"![{name.replace('few_images-', '').replace('-', ', augmentation ')}](figures/{name}.svg)"
+        for name in few_images_plots()
+    )
+    return f"""\
+## How many good images
+
+`python benchmarks/few_images.py DATA...`: the default on seeded subsets, a fifth of each held out for the threshold;
+mean ± standard deviation over {seeds} seeds.
+
+{table(head, body)}{came_from(rows)}
+{shown}
+"""
+
+
+def few_images_plots() -> dict[str, str]:
+    rows = read("few_images.csv")
+    named = {"image_auroc": ("image AUROC", "line-a"), "pixel_auroc": ("pixel AUROC", "line-b")}
+    named["aupro_30"] = ("AUPRO", "line-c")
+    plots_by_name = {}
+    for (category, augment), of in sorted(grouped(rows, "category", "augment").items()):
+        by_count = sorted(grouped(of, "n_images").items(), key=lambda item: int(item[0][0]))
+        lines = [
+            plots.Line(
+                name,
+                np.array([(float(count), mean(float(row[metric]) for row in each)) for (count,), each in by_count]),
+                css,
+            )
+            for metric, (name, css) in named.items()
+        ]
+        low = floor(10 * min(line.points[:, 1].min() for line in lines)) / 10
+        drawn = plots.trend_plot(lines, x_label="good images", y_label=category, y_low=low, logarithmic=True)
+        plots_by_name[f"few_images-{category}-{augment}"] = plots.to_file(drawn)
+    return plots_by_name
+
+
+def fit_scaling() -> str:
+    """What fitting costs as images grow in number."""
+    rows = sorted(read("fit_scaling.csv"), key=lambda row: int(row["n_images"]))
+    stages = [name for name in json.loads(rows[0]["stages_s"]) if any(name in row["stages_s"] for row in rows)]
+    body = []
+    for (count,), of in grouped(rows, "n_images").items():
+        parts = [median(json.loads(row["stages_s"]).get(name, 0) for row in of) for name in stages]
+        decode_s, backbone_s = (median(float(row[key]) for row in of) for key in ("decode_s", "backbone_s"))
+        body.append(
+            (
+                count,
+                middle(of, "fit_s"),
+                *(f"{part:.1f}" for part in parts),
+                f"{decode_s:.1f} + {backbone_s:.1f}",
+                middle(of, "peak_mb", ".0f"),
+            )
+        )
+    head = ("images", "fit, s", *stages, "floor, s", "peak MB")
+    size_px = rows[0]["size_px"]
+    return f"""\
+## Fitting as images grow in number
+
+`python benchmarks/fit_scaling.py`: made-up images of {size_px}x{size_px} pixels as PNG, no two the same, a process
+each. *floor* is decoding the same files and nothing else, and one bare pass of the backbone over as many images.
+
+{table(head, body)}{came_from(rows)}
+![Seconds of fitting over the number of images](figures/fit_scaling.svg)
+"""
+
+
+def fit_scaling_plots() -> dict[str, str]:
+    groups = grouped(sorted(read("fit_scaling.csv"), key=lambda row: int(row["n_images"])), "n_images")
+
+    def points(*keys: str) -> np.ndarray:
+        return np.array(
+            [(float(n), median(sum(float(row[key]) for key in keys) for row in of)) for (n,), of in groups.items()]
+        )
+
+    lines = [plots.Line("fit", points("fit_s")), plots.Line("floor", points("decode_s", "backbone_s"), "line-b")]
+    drawn = plots.trend_plot(lines, x_label="good images of 1024x1024", y_label="seconds")
+    return {"fit_scaling": plots.to_file(drawn)}
+
+
+GAIN = 1.2
+"""How many times faster another runtime has to be to be worth a second way to run a model."""
+
+
+def runtimes_table(rows: list[dict[str, str]]) -> str:
+    """Every runtime by category, and whether it may become the default."""
+    groups = grouped(rows, "runtime", "category")
+    decisions = {}
+    for (runtime,), of in grouped(rows, "runtime").items():
+        failed = [row for row in of if row["gate"] != "passed"]
+        flips = sum(int(row["flips"]) for row in of)
+        gains = [
+            ratio(groups["onnxruntime", category], each, "p99_ms")
+            for (name, category), each in groups.items()
+            if name == runtime and ("onnxruntime", category) in groups
+        ]
+        why = [f"fails the gate {len(failed)} of {len(of)} times"] * bool(failed)
+        why += [f"{flips} verdicts flip"] * bool(flips)
+        why += [f"not {GAIN}x as fast at p99"] * (not gains or min(gains) < GAIN)
+        decisions[runtime] = f"no: {', '.join(why)}" if why else "yes"
+    decisions["onnxruntime"] = "is what runs"
+    speeds = ("p50_ms", "p95_ms", "p99_ms", "images_per_s_1", "images_per_s_8", "images_per_s_32")
+    body = [
+        (
+            runtime,
+            category,
+            *(middle(of, key) for key in speeds),
+            middle(of, "cold_s", ".2f"),
+            spread(of, "image_auroc"),
+            f"{sum(int(row['flips']) for row in of)} of {sum(int(row['n_test']) for row in of)}",
+            decisions[runtime],
+        )
+        for (runtime, category), of in groups.items()
+    ]
+    head = (
+        "runtime", "category", "p50, ms", "p95, ms", "p99, ms", "images/s at 1", "at 8", "at 32", "cold, s",
+        "image AUROC", "flipped", f"worth it ({GAIN}x)",
+    )  # fmt: skip
+    return table(head, body)
+
+
+def runtimes() -> str:
+    rows = read("runtimes.csv")
+    return f"""\
+## Runtimes
+
+`python benchmarks/runtimes.py DATA...`: the same model.onnx in other runtimes, the network alone on two threads. One
+becomes the default where it passes the parity gate, flips no verdict, and is {GAIN} times as fast at p99 on every
+category.
+
+{runtimes_table(rows)}{came_from(rows)}"""
+
+
+BLOCKS = {
+    # block: (what writes it, the results file without which it is empty)
+    "first_model": (first_model, "first_model.csv"),
+    "methods": (methods, "here.csv"),
+    "study": (study, "study_skip_ae.csv"),
+    "bars": (bars, "first_model.csv"),
+    "peers": (peers_section, "peers.csv"),
+    "peers_readme": (peers_readme, "peers.csv"),
+    "few_images": (few_images, "few_images.csv"),
+    "fit_scaling": (fit_scaling, "fit_scaling.csv"),
+    "runtimes": (runtimes, "runtimes.csv"),
+}
+PLOTS = {"few_images.csv": few_images_plots, "fit_scaling.csv": fit_scaling_plots}
 
 
 def filled(text: str) -> str:
     """A page with its blocks replaced."""
-    return BLOCK.sub(lambda found: found[1] + "\n" + BLOCKS[found[2]]() + "\n" + found[3], text)
+
+    def fill(found: re.Match[str]) -> str:
+        write, needed = BLOCKS[found[2]]
+        return found[1] + ("\n" + write() + "\n" if there(needed) else "") + found[3]
+
+    return BLOCK.sub(fill, text)
+
+
+def figures() -> dict[str, str]:
+    """The plots by name, as SVG files."""
+    return {name: svg for needed, draw in PLOTS.items() if there(needed) for name, svg in draw().items()}
 
 
 def take_over(bench: Path) -> None:
@@ -159,6 +353,8 @@ def main() -> None:
         page = ROOT / name
         page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
         print(f"wrote {name}")
+    for name, svg in figures().items():
+        (FIGURES / f"{name}.svg").write_text(svg, encoding="utf-8")
 
 
 if __name__ == "__main__":

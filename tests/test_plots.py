@@ -195,3 +195,37 @@ class TestSmallPlots:
 
     def test_no_interval(self):
         assert plots.interval_bar(None, None) == ""
+
+
+class TestTrendPlot:
+    POINTS = np.array([(5.0, 0.8), (10.0, 0.9), (50.0, 0.95)])
+
+    def test_every_point_is_where_its_numbers_say(self):
+        svg = plots.trend_plot(
+            [plots.Line("image AUROC", self.POINTS)], x_label="images", y_label="area", y_low=0.7, logarithmic=True
+        )
+        marks = of_class(parse(svg), "mark")
+        assert [mark.find("title").text for mark in marks] == [
+            "image AUROC: 0.8 at 5",
+            "image AUROC: 0.9 at 10",
+            "image AUROC: 0.95 at 50",
+        ]
+        left, middle, right = (float(mark.get("cx")) for mark in marks)
+        assert (middle - left) / (right - left) == pytest.approx(np.log(2) / np.log(10), abs=0.01)
+        first, second, third = (float(mark.get("cy")) for mark in marks)
+        assert (first - second) / (second - third) == pytest.approx(2, abs=0.05)
+        assert {"5", "10", "50", "images", "area", "image AUROC"} <= set(texts(parse(svg)))
+
+    def test_a_linear_axis_begins_at_zero(self):
+        svg = plots.trend_plot([plots.Line("fit", self.POINTS * 2)], x_label="images", y_label="s")
+        marks = [float(mark.get("cx")) for mark in of_class(parse(svg), "mark")]
+        assert (marks[1] - marks[0]) / (marks[2] - marks[0]) == pytest.approx(5 / 45, abs=0.01)
+        assert "0" in texts(parse(svg))
+
+    def test_one_point_is_enough(self):
+        parse(plots.trend_plot([plots.Line("a", np.array([(5.0, 0.0)]))], x_label="x", y_label="y", logarithmic=True))
+
+    def test_a_file_brings_its_own_colours(self):
+        text = plots.to_file(plots.trend_plot([plots.Line("fit", self.POINTS)], x_label="x", y_label="y"))
+        assert ET.fromstring(text).tag == "{http://www.w3.org/2000/svg}svg"
+        assert ".line-a{" in text

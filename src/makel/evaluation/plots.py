@@ -18,6 +18,13 @@ _BINS = 40
 _LONG_TAIL = 12.0
 """Scores that span more than this factor are drawn on a logarithmic axis."""
 
+_FILE_STYLE = (
+    "svg{font-family:system-ui,sans-serif;background:#fff}text{font-size:12px;fill:#5b646c}"
+    ".strong{fill:#1d2226;font-weight:600}.axis{stroke:#5b646c;fill:none}.grid{stroke:#e4e1da;fill:none}"
+    ".mark{fill:#1d2226}.line-a,.line-b,.line-c{fill:none;stroke-width:2.2}.line-a{stroke:#0f6aa8}"
+    ".line-b{stroke:#b3441e;stroke-dasharray:7 4}.line-c{stroke:#5f7a1f;stroke-dasharray:2 3}"
+)
+
 
 @dataclass(frozen=True)
 class _Axis:
@@ -151,13 +158,42 @@ def curve_plot(
             f'<circle class="mark" cx="{at_x:.1f}" cy="{at_y:.1f}" r="5"><title>{escape(mark[2])}</title></circle>',
             _text(at_x + 10 * side, at_y + 18, mark[2], "strong", "end" if side < 0 else "start"),
         ]
-    for index, line in enumerate(drawn):
-        top_px = _HEIGHT - _BOTTOM - 18 * (len(drawn) - index) + 4
+    return _svg([*parts, *_legend(drawn)], f"{y_label} over {x_label}: " + ", ".join(line.name for line in drawn))
+
+
+def trend_plot(
+    lines: Sequence[Line], *, x_label: str, y_label: str, y_low: float = 0.0, logarithmic: bool = False
+) -> Markup:
+    """How something goes with something else: a few measured points, joined.
+
+    Args:
+        lines: Each with at least one point, x ascending and positive; drawn in this order.
+        x_label: What the horizontal axis is.
+        y_label: What the vertical axis is.
+        y_low: Lower end of the vertical axis; at or below every point.
+        logarithmic: Whether the horizontal axis is, marked at the measured values; else it begins at 0.
+    """
+    every = np.concatenate([line.points for line in lines])
+    measured = sorted({float(value) for value in every[:, 0]})
+    low, high = (measured[0] / 1.1, measured[-1] * 1.1) if logarithmic else (0.0, measured[-1] * 1.02)
+    x = _Axis(low, high, _LEFT, _WIDTH - _RIGHT, logarithmic)
+    top = max(float(every[:, 1].max()), y_low + 1e-9)
+    y = _Axis(y_low, top + 0.03 * (top - y_low), _HEIGHT - _BOTTOM, _TOP)
+    parts = [*_x_axis(x, x_label, measured if logarithmic else None), *_y_axis(y, y_label)]
+    for line in lines:
+        parts.append(f'<path class="{line.css}" d="{_path(x, y, line.points)}"/>')
         parts += [
-            f'<path class="{line.css}" d="M{_WIDTH - _RIGHT - 30} {top_px - 4}h24"/>',
-            _text(_WIDTH - _RIGHT - 36, top_px, line.name, anchor="end"),
+            f'<circle class="mark" cx="{x.px(at):.1f}" cy="{y.px(value):.1f}" r="3">'
+            f"<title>{escape(line.name)}: {value:.4g} at {at:g}</title></circle>"
+            for at, value in line.points
         ]
-    return _svg(parts, f"{y_label} over {x_label}: " + ", ".join(line.name for line in drawn))
+    return _svg([*parts, *_legend(lines)], f"{y_label} over {x_label}: " + ", ".join(line.name for line in lines))
+
+
+def to_file(svg: Markup) -> str:
+    """A plot as a file of its own, with colours that a page would have given it."""
+    opening, rest = str(svg).split(">", 1)
+    return f'{opening} xmlns="http://www.w3.org/2000/svg"><style>{_FILE_STYLE}</style>{rest}\n'
 
 
 def loss_plot(losses: Sequence[float]) -> Markup:
@@ -267,6 +303,18 @@ def _tick_names(ticks: Sequence[float]) -> list[str]:
         if len(set(names)) == len(ticks):
             break
     return names
+
+
+def _legend(lines: Sequence[Line]) -> list[str]:
+    """Name and dash of each line, in the lower right corner."""
+    parts = []
+    for index, line in enumerate(lines):
+        top_px = _HEIGHT - _BOTTOM - 18 * (len(lines) - index) + 4
+        parts += [
+            f'<path class="{line.css}" d="M{_WIDTH - _RIGHT - 30} {top_px - 4}h24"/>',
+            _text(_WIDTH - _RIGHT - 36, top_px, line.name, anchor="end"),
+        ]
+    return parts
 
 
 def _side_label(name: str, count: int, y: float) -> str:

@@ -1,0 +1,123 @@
+"""What was aimed at, and whether the committed results reach it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import mean, median
+
+from results_tables import grouped, ratio, read, table, there, times
+
+
+@dataclass(frozen=True)
+class Bar:
+    """Something that was aimed at.
+
+    Attributes:
+        what: In words.
+        aim: The aim in words.
+        measured: What came out, in words.
+        met: Whether it did.
+    """
+
+    what: str
+    aim: str
+    measured: str
+    met: bool
+
+
+ACCURACY = {
+    "toothbrush": {"image_auroc": 0.998, "pixel_auroc": 0.992, "aupro_30": 0.94},
+    "magnetic_tile": {"image_auroc": 0.96, "pixel_auroc": 0.80},
+}
+WORDS = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "aupro_30": "AUPRO"}
+
+
+def at_least(what: str, value: float, aim: float, form: str = ".3f") -> Bar:
+    return Bar(what, f"at least {aim:g}", f"{value:{form}}", value >= aim)
+
+
+def at_most(what: str, value: float, aim: float, unit: str, form: str = ".1f") -> Bar:
+    return Bar(what, f"at most {aim:g} {unit}", f"{value:{form}} {unit}", value <= aim)
+
+
+def first_model_bars() -> Iterator[Bar]:
+    rows = read("first_model.csv")
+    groups = {category: of for (category,), of in grouped(rows, "category").items()}
+    for category in (category for category in ACCURACY if category in groups):
+        for metric, aim in ACCURACY[category].items():
+            yield at_least(f"{category}, {WORDS[metric]}", mean(float(row[metric]) for row in groups[category]), aim)
+    for category, of in groups.items():
+        gap = max(
+            max(values) - mean(values)
+            for values in ([float(row[metric]) for row in of] for metric in ("image_auroc", "pixel_auroc"))
+        )
+        what = f"{category}, best seed over the mean of {len(of)}"
+        yield Bar(what, "at most 0.005, of 5 seeds", f"{gap:.4f}", gap <= 0.005 and len(of) >= 5)
+    slowest = {
+        key: max(median(float(row[f"latency_{key}_ms"]) for row in of) for of in groups.values())
+        for key in ("p50", "p99")
+    }
+    if "toothbrush" in groups:
+        fit_s = median(float(row["fit_s"]) for row in groups["toothbrush"])
+        yield at_most("toothbrush, the whole fit command", fit_s, 30, "s")
+    yield at_most("decoded image to verdict, p50", slowest["p50"], 15, "ms")
+    yield at_most("decoded image to verdict, p99", slowest["p99"], 25, "ms")
+    cold_s = median(float(row["cold_inspect_s"]) for row in rows)
+    yield at_most("cold start to the first verdict", cold_s, 1, "s", ".2f")
+    yield at_most("model folder", max(float(row["model_mb"]) for row in rows), 25, "MB")
+
+
+def peers_bars() -> Iterator[Bar]:
+    groups = grouped([row for row in read("peers.csv") if not row["error"]], "category", "who")
+    categories = list(dict.fromkeys(category for category, _ in groups))
+    for category in categories:
+        ours = groups[category, "makel"]
+        for metric in ("image_auroc", "pixel_auroc"):
+            peers = {
+                who: mean(float(row[metric]) for row in of)
+                for (of_category, who), of in groups.items()
+                if of_category == category and who != "makel"
+            }
+            if not peers:
+                continue
+            best = max(peers, key=peers.__getitem__)
+            mine = mean(float(row[metric]) for row in ours)
+            # To the three digits that are shown: both may be perfect.
+            yield Bar(
+                f"{category}, {WORDS[metric]} against the best peer",
+                f"at least {peers[best]:.3f} ({best})",
+                f"{mine:.3f}",
+                round(mine, 3) >= round(peers[best], 3),
+            )
+        for who, key, what, aim in (
+            ("anomalib patchcore", "fit_s", "fit against PatchCore", 1.0),
+            ("anomalib patchcore", "ms_p50", "an image against PatchCore", 4.0),
+            ("anomalib padim", "ms_p50", "an image against PaDiM", 8.0),
+        ):
+            value = ratio(groups.get((category, who), []), ours, key)
+            if value is not None:
+                yield Bar(f"{category}, {what}", f"at least {aim:g}x as fast", times(value), value >= aim)
+
+
+def fit_scaling_bars() -> Iterator[Bar]:
+    rows = read("fit_scaling.csv")
+    groups = {int(count): of for (count,), of in grouped(rows, "n_images").items()}
+    fit_s = {count: median(float(row["fit_s"]) for row in of) for count, of in sorted(groups.items())}
+    if 320 in groups:
+        yield at_most("fit on 320 images of 1024x1024", fit_s[320], 90, "s")
+    if 4000 in groups:
+        peak_mb = max(float(row["peak_mb"]) for row in groups[4000])
+        yield at_most("peak memory of a fit on 4,000 images of 1024x1024", peak_mb, 2000, "MB", ".0f")
+    if len(fit_s) > 2:
+        slopes = [(s1 - s0) / (n1 - n0) for (n0, s0), (n1, s1) in pairwise(fit_s.items())][-2:]
+        growth = slopes[1] / slopes[0]
+        words = f"{1000 * slopes[0]:.0f} ms, then {1000 * slopes[1]:.0f} ms"
+        yield Bar("fit, seconds each further image costs", "the same, within a fifth", words, growth <= 1.2)
+
+
+def bars() -> str:
+    """Every aim whose results file is there, met or missed."""
+    sources = {"first_model.csv": first_model_bars, "peers.csv": peers_bars, "fit_scaling.csv": fit_scaling_bars}
+    found = [bar for name, of in sources.items() if there(name) for bar in of()]
+    body = [(bar.what, bar.aim, bar.measured, "met" if bar.met else "**missed**") for bar in found]
+    return table(("", "aim", "measured", ""), body)

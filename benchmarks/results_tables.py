@@ -1,0 +1,61 @@
+"""Results files, and what tables say of their rows."""
+
+import csv
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, median, stdev
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def there(name: str) -> bool:
+    """Whether a study was run and its results committed."""
+    return (RESULTS / name).exists()
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def spread(rows: list[dict[str, str]], key: str) -> str:
+    values = [float(row[key]) for row in rows if row[key]]
+    if not values:
+        return "–"
+    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+
+
+def middle(rows: list[dict[str, str]], key: str, form: str = ".1f") -> str:
+    values = [float(row[key]) for row in rows if row[key]]
+    return f"{median(values):{form}}" if values else "–"
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def grouped(rows: list[dict[str, str]], *keys: str) -> dict[tuple[str, ...], list[dict[str, str]]]:
+    groups = defaultdict(list)
+    for row in rows:
+        groups[tuple(row[key] for key in keys)].append(row)
+    return groups
+
+
+def came_from(rows: list[dict[str, str]]) -> str:
+    """Machine, versions and commits of a results file."""
+    every = {name: number for row in rows for name, number in json.loads(row["versions"]).items()}
+    versions = ", ".join(f"{name} {number}" for name, number in every.items())
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    return f"\n{rows[0]['machine']}; {versions}; commit {commits}.\n"
+
+
+def ratio(theirs: list[dict[str, str]], ours: list[dict[str, str]], key: str) -> float | None:
+    """How many times as much theirs takes as ours, by medians."""
+    both = [[float(row[key]) for row in rows if row[key]] for rows in (theirs, ours)]
+    return median(both[0]) / median(both[1]) if all(both) else None
+
+
+def times(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1f}x"
