@@ -233,6 +233,7 @@ def fit(
                         blocks=blocks,
                         batch_size=batch_size,
                         settings=settings,
+                        zones=given_zones,
                         epochs=1 if config.epochs_for(1) else None,
                         false_reject=0.5,
                         seed=seed,
