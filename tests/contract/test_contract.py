@@ -332,3 +332,20 @@ def test_what_is_ignored_changes_no_bit_of_score_or_map(name):
     assert not first.anomaly_map[:, 0, :24, 24:].any()
     assert first.anomaly_map[:, 0, 24:].min() >= 0
     assert first.anomaly_map[:, 0, 40:, :24].any()  # inspected, though no part of the image score
+
+
+def test_an_exported_model_takes_its_score_from_the_same_part(tmp_path):
+    seen = np.ones((SIZE, SIZE), bool)
+    seen[:24, 24:] = False
+    scored = seen.copy()
+    scored[40:, :24] = False
+    detector = deepcopy(fitted("skip_ae"))
+    detector.restrict(seen, scored)
+    images = make_good(3, 9)
+    trained = score(detector, images)
+    export_onnx(detector, tmp_path / "model.onnx")
+    exported = Session((tmp_path / "model.onnx").read_bytes(), threads=1).run(images.numpy())
+    tolerance = RELATIVE_TOLERANCE * trained.image.median().item()
+    np.testing.assert_allclose(exported.image, trained.image, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(exported.anomaly_map, trained.anomaly_map, rtol=0, atol=10 * tolerance)
+    assert not np.allclose(score(fitted("skip_ae"), images).image, trained.image, rtol=0.01)

@@ -10,12 +10,14 @@ from makel.methods.layers import (
     Projection,
     SharedGaussian,
     SkipAutoencoder,
+    finish_level_scores,
     finish_scores,
     principal_axes,
     standardise,
     to_side,
     top_mean,
 )
+from makel.training.inspected import Inspected
 
 
 @pytest.fixture(autouse=True)
@@ -191,3 +193,14 @@ def test_how_images_are_batched_does_not_change_the_gaussian(batch):
     parts.solve()
     assert parts.shrinkage == whole.shrinkage
     torch.testing.assert_close(parts(x), whole(x), rtol=2e-3, atol=2e-3)
+
+
+def test_the_image_score_is_taken_from_what_is_inspected():
+    scored = np.zeros((8, 8), bool)
+    scored[:4, :5] = True  # of a 4 x 4 map: two rows of two positions, and the halves of two more
+    inspected = Inspected(np.ones((8, 8), bool), scored)
+    assert inspected.positions(4).tolist() == [0, 1, 2, 4, 5, 6]
+    anomaly_map = torch.arange(16.0).reshape(1, 1, 4, 4)
+    assert finish_scores(anomaly_map, 8, 0.5, inspected).image.item() == 5.0  # of six, the three highest: 6, 5, 4
+    assert finish_scores(anomaly_map, 8, 0.5).image.item() == 11.5
+    assert finish_level_scores([anomaly_map, anomaly_map], 8, 0.5, inspected).image.item() == pytest.approx(5.0)

@@ -70,6 +70,7 @@ def _results(inspector: Inspector, files: list[Path], out: Path | None) -> Itera
                 result,
                 inspector.calibration.pixel_threshold,
                 white_level=inspector.manifest.preprocessing.white_level,
+                rules=inspector.rules,
             )
         yield path, result
 

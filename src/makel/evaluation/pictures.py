@@ -164,17 +164,18 @@ class Heat:
         return _outlined(picture, (resized > self.threshold).astype(np.uint8))
 
 
-def thumbnail(image: NDArray[Any], *, white_level: int | None = None) -> NDArray[np.uint8]:
+def thumbnail(image: NDArray[Any], *, white_level: int | None = None, side_px: int = PICTURE_PX) -> NDArray[np.uint8]:
     """A small picture for people.
 
     Args:
         image: (H, W), (H, W, 1) or (H, W, 3) RGB; uint8, uint16, or float32 in [0, 1].
         white_level: The value of 16-bit images that is shown white; None for the brightest pixel.
+        side_px: The longer side of the picture.
 
     Returns:
-        (h, w, 3) uint8 RGB with the image's aspect, the longer side `PICTURE_PX`.
+        (h, w, 3) uint8 RGB with the image's aspect.
     """
-    scale = PICTURE_PX / max(image.shape[:2])
+    scale = side_px / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     if image.dtype == np.uint16:
         white = white_level or max(1, int(image.max()))

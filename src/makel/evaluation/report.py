@@ -23,7 +23,10 @@ from makel.evaluation import plots
 from makel.evaluation.pictures import Exhibit, Group, Heat, colours, data_uri, outline_truth, thumbnail
 from makel.evaluation.protocol import Evaluation, Outcome, Rate, figure
 from makel.images import Preparation, prepare, read, shown
+from makel.model.layout import outline
 from makel.model.manifest import Draft
+from makel.model.overlay import draw_zones
+from makel.model.zones import Zones
 from makel.types import Scores
 
 DOUBTFUL = 6
@@ -31,6 +34,9 @@ DOUBTFUL = 6
 
 _LISTED = 1000
 """Rows of the longest tables: with every image of a large test set a page would be slow and over its size."""
+
+_PLAN_PX = 520
+"""Longer side of the picture in which zones have their names."""
 
 _OUTLYING = 3.5
 """Robust z-score from which one of many good images counts as an outlier (Iglewicz and Hoaglin 1993)."""
@@ -105,6 +111,7 @@ def write_evaluation_report(target: Path, evaluation: Evaluation, *, data_name: 
         OSError: The file cannot be written.
     """
     manifest, calibration = evaluation.manifest, evaluation.manifest.calibration
+    zones = manifest.zones or Zones()
     heat = Heat.over([exhibit.anomaly_map for exhibit in evaluation.gallery], calibration.pixel_threshold)
     names = _Names([outcome.path for outcome in evaluation.outcomes])
     ranked = sorted(evaluation.outcomes, key=lambda outcome: -outcome.score)
@@ -146,13 +153,14 @@ def write_evaluation_report(target: Path, evaluation: Evaluation, *, data_name: 
             {
                 "title": title,
                 "text": text,
-                "exhibits": [_exhibit(each, heat, names) for each in evaluation.gallery if each.group == group],
+                "exhibits": [_exhibit(each, heat, names, zones) for each in evaluation.gallery if each.group == group],
             }
             for group, (title, text) in _GROUPS.items()
             if any(each.group == group for each in evaluation.gallery)
         ],
         "latency": _latency(evaluation),
         "promise": calibration.explain(),
+        "zones": _zones(zones, calibration, evaluation.gallery[0].image if evaluation.gallery else None),
         "blank_masks": [shown(path) for path in evaluation.blank_masks[:_LISTED]],
         "more_blank_masks": max(0, len(evaluation.blank_masks) - _LISTED),
         "failures": [reason for _, reason in evaluation.failures[:_LISTED]],
@@ -207,6 +215,7 @@ def write_fit_report(
     """
     calibration, provenance = draft.calibration, draft.provenance
     cross = calibration.scheme == "cross"
+    zones, white_level = draft.zones or Zones(), draft.preprocessing.white_level
     heat = Heat.over([each.anomaly_map for each in doubtful], calibration.pixel_threshold)
     names = _Names([each.path for each in doubtful])
     page = {
@@ -215,6 +224,11 @@ def write_fit_report(
         "subtitle": _method(draft),
         "lead": _fit_lead(draft),
         "promise": calibration.explain(),
+        "zones": _zones(
+            zones,
+            calibration,
+            thumbnail(doubtful[0].image, white_level=white_level, side_px=_PLAN_PX) if doubtful else None,
+        ),
         "asked": _percent(calibration.requested_false_reject),
         "promised": f"{_percent(calibration.promised_false_reject)} false rejects",
         "cross": cross,
@@ -229,8 +243,8 @@ def write_fit_report(
         "doubtful": [
             {
                 "name": names[each.path],
-                "image": data_uri(picture := thumbnail(each.image, white_level=draft.preprocessing.white_level)),
-                "heat": data_uri(heat.draw(each.anomaly_map, (picture.shape[0], picture.shape[1]))),
+                "image": _picture(picture := thumbnail(each.image, white_level=white_level), zones),
+                "heat": _picture(heat.draw(each.anomaly_map, (picture.shape[0], picture.shape[1])), zones),
                 "score": f"{each.score:.4g}",
                 "standing": _standing(each.score, calibration),
             }
@@ -298,11 +312,12 @@ def _remarks(evaluation: Evaluation) -> list[dict[str, Any]]:
     """What the figures mean together: what supports the model, and what should keep a person careful."""
     calibration, parity = evaluation.manifest.calibration, evaluation.manifest.parity
     rejects, misses = evaluation.false_rejects, evaluation.misses
-    promised = _percent(calibration.promised_false_reject)
+    total = (evaluation.manifest.zones or Zones()).promise(calibration)
+    promised = _percent(total)
     found = []
     if rejects.interval_95:
         low, high = rejects.interval_95
-        if low > calibration.promised_false_reject:
+        if low > total:
             found.append(
                 _doubt(
                     f"More good images are rejected than the {promised} aimed at, beyond chance. The good test images "
@@ -347,7 +362,7 @@ def _remarks(evaluation: Evaluation) -> list[dict[str, Any]]:
         found.append(
             _doubt(
                 f"A false-reject rate of {_percent(calibration.requested_false_reject)} was asked for; "
-                f"{calibration.n} calibration images carry {promised} at best, "
+                f"{calibration.n} calibration images carry {_percent(calibration.promised_false_reject)} at best, "
                 f"{images_needed(calibration.requested_false_reject)} are needed."
             )
         )
@@ -450,17 +465,62 @@ def _confusion_row(name: str, wrong: Rate, *, pass_is_right: bool) -> dict[str, 
     }
 
 
-def _exhibit(exhibit: Exhibit, heat: Heat, names: _Names) -> dict[str, Any]:
+def _exhibit(exhibit: Exhibit, heat: Heat, names: _Names, zones: Zones) -> dict[str, Any]:
     shape = (exhibit.image.shape[0], exhibit.image.shape[1])
     return {
         "name": names[exhibit.path],
         "kind": "" if exhibit.kind == "good" else shown(exhibit.kind),
-        "image": data_uri(exhibit.image),
+        "image": _picture(exhibit.image, zones),
         "truth": None if exhibit.truth is None else data_uri(outline_truth(exhibit.image, exhibit.truth)),
         "no_truth": "good: nothing to find" if exhibit.kind == "good" else "no usable mask",
-        "heat": data_uri(heat.draw(exhibit.anomaly_map, shape)),
+        "heat": _picture(heat.draw(exhibit.anomaly_map, shape), zones),
         "score": f"{exhibit.score:.4g}",
         "p_value": f"{exhibit.p_value:.3g}",
+    }
+
+
+def _picture(picture: NDArray[np.uint8], zones: Zones) -> str:
+    """The picture with the zones on it; it is too small for their names."""
+    return data_uri(draw_zones(picture, zones, name=False))
+
+
+def _zones(zones: Zones, calibration: Calibration, image: NDArray[np.uint8] | None) -> dict[str, Any] | None:
+    """What the zones are and promise, and where they lie; None without any, or a minimum area."""
+    if zones == Zones():
+        return None
+    rows = []
+    for zone in zones.zones:
+        own = zone.calibration
+        share = outline(zones, zone, _PLAN_PX, _PLAN_PX).mean()
+        rows.append(
+            {
+                "name": zone.name,
+                "kind": zone.kind,
+                "share": _percent(float(share)),
+                "threshold": "–" if own is None else f"{own.image_threshold:.4g}",
+                "promised": "–" if own is None else _percent(own.promised_false_reject),
+            }
+        )
+    size, scale, least = zones.image_size_px, zones.mm_per_px, zones.min_area_px
+    notes = []
+    if zones.judged:
+        notes.append(
+            "What lies in no zone that is judged by itself is judged together, at "
+            f"{_percent(calibration.promised_false_reject)}. An image is rejected if any part is, so all parts "
+            f"together come to at most {_percent(zones.promise(calibration))} false rejects."
+        )
+    if least is not None:
+        area = f"{least:.4g} px" + ("" if scale is None else f" ({least * scale**2:.3g} mm²)")
+        notes.append(
+            f"Regions below {area} are dropped, and a part without a region left passes. That can only lower the "
+            "false rejects, and it can cost defects."
+        )
+    if size is not None:
+        notes.append(f"Drawn on {size[0]} x {size[1]} px" + ("." if scale is None else f", {scale:g} mm each."))
+    return {
+        "rows": rows,
+        "notes": notes,
+        "image": data_uri(draw_zones(image, zones)) if image is not None and zones.zones else None,
     }
 
 
@@ -498,12 +558,16 @@ def _scale(heat: Heat) -> Markup:
 
 def _fit_lead(draft: Draft) -> Markup:
     provenance, calibration = draft.provenance, draft.calibration
+    total = (draft.zones or Zones()).promise(calibration)
     verb = "aims at" if calibration.scheme == "cross" else "promises"
-    return Markup("Fitted on {}; the threshold comes from {} and {} at most <strong>{}</strong> false rejects.").format(
+    return Markup(
+        "Fitted on {}; the threshold comes from {} and {} at most <strong>{}</strong> false rejects{}."
+    ).format(
         _count(provenance.n_fit, "good image"),
         "the same, cross-fitted," if calibration.scheme == "cross" else f"{calibration.n} others, held out,",
         verb,
-        _percent(calibration.promised_false_reject),
+        _percent(total),
+        ", all zones together" if draft.zones and draft.zones.judged else "",
     )
 
 

@@ -12,6 +12,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from makel.model.layout import outline, place
+from makel.model.rules import Rules
+from makel.model.zones import Zone, Zones
 from makel.types import Verdict
 
 _SIDE_PX = (512, 2048)
@@ -29,10 +32,18 @@ _SHADES = (0.3, 0.9)
 
 _OUTLINE = (255, 255, 255)
 _COLOURS = {"pass": (46, 125, 50), "reject": (198, 40, 40)}
+_ZONE_COLOURS = {"ignore": (190, 190, 190), "include": (90, 220, 130), "inspect": (90, 180, 255)}
+_IGNORED = 0.45
+"""What is left of the brightness of what is ignored."""
 
 
 def draw(
-    image: NDArray[Any], verdict: Verdict, pixel_threshold: float, *, white_level: int | None = None
+    image: NDArray[Any],
+    verdict: Verdict,
+    pixel_threshold: float,
+    *,
+    white_level: int | None = None,
+    rules: Rules | None = None,
 ) -> NDArray[np.uint8]:
     """The image with heat where the map comes near the pixel threshold or above, outlined regions, and a caption.
 
@@ -41,6 +52,8 @@ def draw(
         verdict: What was said of this image.
         pixel_threshold: The level its regions exceed: `calibration.pixel_threshold`.
         white_level: The value of `image` to show as white; None for 255, the brightest pixel of a 16-bit image, or 1.0.
+        rules: The model's, `inspector.rules`, whose zones are drawn, and whose thresholds and minimum area tell what
+            is outlined; None for one threshold everywhere.
 
     Returns:
         (h, w, 3) uint8 RGB, not larger than 2048 px, with the caption below the picture.
@@ -54,7 +67,11 @@ def draw(
     heat = cv2.cvtColor(cv2.applyColorMap(index, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     opacity = (_OPACITY * np.sqrt(level))[..., None]
     picture = np.rint(shown * (1 - opacity) + heat * opacity).astype(np.uint8)
-    above = mask(anomaly_map, pixel_threshold)
+    if rules is None or rules.zones == Zones():
+        above = mask(anomaly_map, pixel_threshold)
+    else:
+        picture = draw_zones(picture, rules.zones)
+        above = _resize_mask(mask(verdict.anomaly_map, pixel_threshold, rules), size)
     outlines, _ = cv2.findContours(above, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     width_px = max(1, round(max(size) / 500))
     cv2.drawContours(picture, outlines, -1, (0, 0, 0), width_px + 2, cv2.LINE_AA)
@@ -63,9 +80,10 @@ def draw(
     return np.concatenate([np.pad(picture, ((0, 0), (0, caption.shape[1] - size[0]), (0, 0))), caption])
 
 
-def mask(anomaly_map: NDArray[np.float32], pixel_threshold: float) -> NDArray[np.uint8]:
-    """(H, W) uint8: 255 where the map exceeds the threshold, 0 elsewhere."""
-    return np.where(anomaly_map > pixel_threshold, np.uint8(255), np.uint8(0))
+def mask(anomaly_map: NDArray[np.float32], pixel_threshold: float, rules: Rules | None = None) -> NDArray[np.uint8]:
+    """(H, W) uint8: 255 where the map exceeds the threshold, or is in a region by the model's rules; 0 elsewhere."""
+    above = anomaly_map > pixel_threshold if rules is None else rules.mask(anomaly_map)
+    return np.where(above, np.uint8(255), np.uint8(0))
 
 
 def write(
@@ -76,6 +94,7 @@ def write(
     pixel_threshold: float,
     *,
     white_level: int | None = None,
+    rules: Rules | None = None,
 ) -> tuple[Path, Path]:
     """Write `NAME_overlay.png`, and `NAME_mask.png` at the image's own size.
 
@@ -86,6 +105,7 @@ def write(
         verdict: See `draw`.
         pixel_threshold: See `draw`.
         white_level: See `draw`.
+        rules: See `draw`.
 
     Returns:
         The paths of overlay and mask.
@@ -94,12 +114,40 @@ def write(
         OSError: The files cannot be written.
     """
     paths = (out / f"{name}_overlay.png", out / f"{name}_mask.png")
-    overlay = draw(image, verdict, pixel_threshold, white_level=white_level)
+    overlay = draw(image, verdict, pixel_threshold, white_level=white_level, rules=rules)
+    marked = mask(verdict.anomaly_map, pixel_threshold, rules)
     paths[0].parent.mkdir(parents=True, exist_ok=True)
-    for path, pixels in zip(paths, (overlay[..., ::-1], mask(verdict.anomaly_map, pixel_threshold)), strict=True):
+    for path, pixels in zip(paths, (overlay[..., ::-1], marked), strict=True):
         # Encoded first: cv2.imwrite takes no non-ASCII path on Windows, and only returns False when it fails.
         path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
     return paths
+
+
+def draw_zones(picture: NDArray[np.uint8], zones: Zones, *, name: bool = True) -> NDArray[np.uint8]:
+    """A picture with every zone in a thin outline, and what is ignored darkened.
+
+    Args:
+        picture: (h, w, 3) uint8 RGB of a whole image, in any size. Not changed.
+        zones: The zones; without any, the picture comes back as it is.
+        name: Whether to write the zones' names.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+    """
+    if not zones.zones:
+        return picture
+    height, width = picture.shape[:2]
+    dark = place(zones, width, height).ignored[..., None]
+    drawn = np.where(dark, np.rint(picture * _IGNORED), picture).astype(np.uint8)
+    corners = []
+    for zone in zones.zones:
+        inside = outline(zones, zone, width, height).astype(np.uint8)
+        outlines, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(drawn, outlines, -1, _ZONE_COLOURS[zone.kind], max(1, round(max(width, height) / 800)))
+        if outlines:
+            x, y, _, _ = cv2.boundingRect(np.concatenate(outlines))
+            corners.append((x, y, zone))
+    return _write_names(drawn, corners) if name else drawn
 
 
 def names(paths: Sequence[Path]) -> list[str]:
@@ -150,6 +198,30 @@ def _level(anomaly_map: NDArray[np.float32], pixel_threshold: float) -> NDArray[
     progress = (anomaly_map - background) / (pixel_threshold - background)
     level = np.log(np.maximum(progress, _CLEAR) / _CLEAR) / np.log(_FULL / _CLEAR)
     return np.asarray(np.clip(level, 0, 1), np.float32)
+
+
+def _resize_mask(marked: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """A mask in another size (width, height): no mark vanishes where it shrinks, none has steps where it grows."""
+    shrinks = size[0] < marked.shape[1]
+    resized = cv2.resize(marked, size, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    return np.where(resized > (0 if shrinks else 127), np.uint8(255), np.uint8(0))
+
+
+def _write_names(picture: NDArray[np.uint8], corners: Sequence[tuple[int, int, Zone]]) -> NDArray[np.uint8]:
+    """The picture with the name of each zone at the corner (x, y) of its box."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    canvas = Image.fromarray(picture)
+    pen, font_px = ImageDraw.Draw(canvas), max(10, max(picture.shape) // 45)
+    font = ImageFont.load_default(font_px)
+    for x, y, zone in corners:
+        left, top, right, bottom = pen.textbbox((x + 3, y + 2), zone.name, font=font)
+        # Moved inside where it would be cut off.
+        by = min(0, picture.shape[1] - 2 - right), min(0, picture.shape[0] - 2 - bottom)
+        box = (left + by[0] - 2, top + by[1] - 1, right + by[0] + 2, bottom + by[1] + 1)
+        pen.rectangle(box, fill=(20, 20, 20))
+        pen.text((x + 3 + by[0], y + 2 + by[1]), zone.name, fill=_ZONE_COLOURS[zone.kind], font=font)
+    return np.array(canvas)
 
 
 def _caption(verdict: Verdict, width_px: int) -> NDArray[np.uint8]:

@@ -106,18 +106,17 @@ class Rules:
     def find(self, anomaly_map: NDArray[np.float32]) -> tuple[Region, ...]:
         """The regions of a map at the image's own size: above the threshold of their zone, of the minimum area."""
         height, width = anomaly_map.shape
-        scale = self.zones.pixels_per_reference(width, height)
         layout = self._place(width, height) if self.zones.zones else None
         regions = find_regions(
             anomaly_map,
             self.calibration.pixel_threshold if layout is None else self.thresholds(layout),
-            min_area_px=max(1.0, (self.zones.min_area_px or 0) * scale),
+            min_area_px=self._min_area_px(width, height),
             labels=None if layout is None else layout.labels,
             names=self.names,
         )
         if self.zones.mm_per_px is None:
             return regions
-        mm2 = self.zones.mm_per_px**2 / scale
+        mm2 = self.zones.mm_per_px**2 / self.zones.pixels_per_reference(width, height)
         return tuple(replace(region, area_mm2=region.area_px * mm2) for region in regions)
 
     def judge(self, score: float, small: NDArray[np.float32], width_px: int, height_px: int) -> Judgement:
@@ -127,10 +126,16 @@ class Rules:
         return self.decide(score, small, self.find(self.enlarge(small, width_px, height_px)))
 
     def mask(self, anomaly_map: NDArray[np.float32]) -> NDArray[np.bool_]:
-        """(H, W) bool: where a map at the image's own size is above the threshold of its zone."""
-        if not self.zones.zones:
-            return anomaly_map > self.calibration.pixel_threshold
-        return anomaly_map > self.thresholds(self._place(anomaly_map.shape[1], anomaly_map.shape[0]))
+        """(H, W) bool: the pixels of the regions that `find` gives for a map at the image's own size."""
+        height, width = anomaly_map.shape
+        layout = self._place(width, height) if self.zones.zones else None
+        above = anomaly_map > (self.calibration.pixel_threshold if layout is None else self.thresholds(layout))
+        if self.zones.min_area_px is None:
+            return np.asarray(above)
+        _, regions, stats, _ = cv2.connectedComponentsWithStats(above.view(np.uint8), connectivity=8, ltype=cv2.CV_32S)
+        kept = stats[:, cv2.CC_STAT_AREA] >= self._min_area_px(width, height)
+        kept[0] = False  # the background
+        return np.asarray(kept[np.asarray(regions, np.int32)])
 
     def thresholds(self, layout: Layout) -> NDArray[np.float32]:
         """(h, w) float32: the level a pixel has to exceed; infinite where nothing is inspected."""
@@ -140,6 +145,9 @@ class Rules:
         found = np.array(levels, np.float32)[layout.labels]
         found[layout.ignored] = np.inf
         return np.asarray(found, np.float32)
+
+    def _min_area_px(self, width_px: int, height_px: int) -> float:
+        return (self.zones.min_area_px or 0) * self.zones.pixels_per_reference(width_px, height_px)
 
     def _layout_of(self, width_px: int, height_px: int) -> Layout:
         return place(self.zones, width_px, height_px)

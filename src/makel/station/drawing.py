@@ -31,8 +31,10 @@ def draw(verdict: Verdict, inspector: Inspector, image: bytes, picture: Picture)
     """
     threshold = inspector.calibration.pixel_threshold
     if picture == "mask":
-        pixels = overlay.mask(verdict.anomaly_map, threshold)
+        pixels = overlay.mask(verdict.anomaly_map, threshold, inspector.rules)
     else:
         white_level = inspector.manifest.preprocessing.white_level
-        pixels = overlay.draw(decode(image), verdict, threshold, white_level=white_level)[..., ::-1]
+        pixels = overlay.draw(decode(image), verdict, threshold, white_level=white_level, rules=inspector.rules)[
+            ..., ::-1
+        ]
     return cv2.imencode(".png", pixels)[1].tobytes()
