@@ -9,6 +9,9 @@
 The first call makes `.venv` beside this file and installs into it: torch and torchvision, then makel with what the
 job needs. Later calls see from a stamp that nothing changed. MAKEL_TORCH=cuda takes the CUDA build of torch,
 MAKEL_TORCH=cpu the CPU one; unset, what is installed stays, and a fresh set-up takes the CPU build.
+
+Some tests run real programs of the system: a PostgreSQL server, an MQTT broker, a browser. On Debian and Ubuntu, as
+root, `test` and `setup` install those that are missing; elsewhere they say which, and those tests are skipped.
 """
 
 import sys
@@ -35,6 +38,13 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TORCH, TORCHVISION = "2.13.0", "0.28.0"
 TORCH_INDEX = "https://download.pytorch.org/whl"
 
+# Programs that tests run, by the Debian package that has them, and where they stand beside the usual places.
+PROGRAMS = {
+    "postgresql": ("initdb", "/usr/lib/postgresql/*/bin"),
+    "mosquitto": ("mosquitto", "/usr/sbin"),
+    "chromium": ("chromium", "/usr/lib/chromium"),
+}
+
 
 def main():
     """Do what the command line asks and exit with the job's code."""
@@ -45,6 +55,8 @@ def main():
     if arguments and job in ("lint", "setup"):
         parser.error(f"{job} takes no further arguments, but got {' '.join(arguments)}")
     set_up([] if job == "demo" else ["dev"])
+    if job in ("test", "setup"):
+        install_programs()
     if job == "demo":
         sys.exit(call("demo", ["-m", "makel", "demo", *arguments]))
     if job == "test" and arguments:
@@ -95,6 +107,31 @@ def set_up(groups):
     pip("--editable", f"{ROOT}[fit]", *needed, f"torch=={TORCH}", f"torchvision=={TORCHVISION}")
     STAMP.write_text(json.dumps({"torch": build, "inputs": inputs(), "groups": groups}))
     step(f"ready after {time.monotonic() - began:.0f} s")
+
+
+def install_programs():
+    """Install the system's programs that tests need, where this can be done unasked; otherwise say what is skipped."""
+    missing = missing_programs()
+    if missing and shutil.which("apt-get") and os.name == "posix" and os.geteuid() == 0:
+        step(f"{', '.join(missing)} from the system's packages")
+        # Without a network this gives up soon, and the tests are skipped as on any other system.
+        patience = ("-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=20", "-o", "Acquire::https::Timeout=20")
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        for order in (("update",), ("install", "--yes", "--no-install-recommends", *missing)):
+            command = ["apt-get", *patience, "-qq", *order]
+            subprocess.run(command, env=environment, capture_output=True, check=False)
+        missing = missing_programs()
+    if missing:
+        step(f"not installed: {', '.join(missing)}; the tests that need them are skipped")
+
+
+def missing_programs():
+    """The packages whose program is not on this machine."""
+    return [
+        package
+        for package, (program, place) in PROGRAMS.items()
+        if not shutil.which(program) and not list(Path("/").glob(f"{place[1:]}/{program}"))
+    ]
 
 
 def inputs():

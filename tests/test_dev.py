@@ -165,3 +165,58 @@ def test_jobs_refuse_arguments_they_do_not_take(repository):
     )
     assert done.returncode == 2
     assert "lint takes no further arguments, but got --fix" in done.stderr
+
+
+@pytest.fixture
+def system(dev, monkeypatch):
+    """A system with some programs, and what was asked of its apt-get, which is there for root."""
+    installed, orders = {"apt-get"}, []
+
+    def run(command, env, **_):
+        assert env["DEBIAN_FRONTEND"] == "noninteractive"
+        orders.append([word for word in command if not word.startswith(("-o", "Acquire"))])
+        if "install" in command:
+            installed.update({"postgresql": "initdb"}.get(name, name) for name in command)
+
+    monkeypatch.setattr(dev.shutil, "which", lambda name: f"/usr/bin/{name}" if name in installed else None)
+    monkeypatch.setattr(dev.os, "geteuid", lambda: 0, raising=False)
+    monkeypatch.setattr(dev.os, "name", "posix")
+    monkeypatch.setattr(dev.subprocess, "run", run)
+    monkeypatch.setattr(dev, "PROGRAMS", {name: (program, "/nowhere/*") for name, (program, _) in dev.PROGRAMS.items()})
+    return installed, orders
+
+
+def test_programs_that_are_missing_are_installed(dev, system, capsys):
+    installed, orders = system
+    installed.add("chromium")
+    dev.install_programs()
+    install = ["apt-get", "-qq", "install", "--yes", "--no-install-recommends", "postgresql", "mosquitto"]
+    assert orders == [["apt-get", "-qq", "update"], install]
+    assert capsys.readouterr().err == "-- set-up: postgresql, mosquitto from the system's packages\n"
+    dev.install_programs()
+    assert len(orders) == 2
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("why", ["no apt-get", "not root", "apt-get fails"])
+def test_what_is_still_missing_is_one_line(dev, system, monkeypatch, capsys, why):
+    installed, orders = system
+    installed |= {"initdb", "mosquitto"}
+    if why == "no apt-get":
+        installed.remove("apt-get")
+    elif why == "not root":
+        monkeypatch.setattr(dev.os, "geteuid", lambda: 1000)
+    else:
+        monkeypatch.setattr(dev.subprocess, "run", lambda *_, **__: orders.append("failed"))
+    dev.install_programs()
+    assert orders == (["failed", "failed"] if why == "apt-get fails" else [])
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last == "-- set-up: not installed: chromium; the tests that need them are skipped"
+
+
+def test_programs_are_found_where_debian_puts_them(dev, monkeypatch, tmp_path):
+    monkeypatch.setattr(dev.shutil, "which", lambda _: None)
+    (tmp_path / "15" / "bin").mkdir(parents=True)
+    (tmp_path / "15" / "bin" / "initdb").touch()
+    monkeypatch.setattr(dev, "PROGRAMS", {"postgresql": ("initdb", f"{tmp_path}/*/bin"), "other": ("initdb", "/none")})
+    assert dev.missing_programs() == ["other"]

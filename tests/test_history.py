@@ -1,0 +1,120 @@
+"""`makel history` as people type it."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from makel.cli import extras
+from makel.station.store import Store
+from record import DECISION, decision, sql
+
+
+@pytest.fixture
+def station(tmp_path):
+    """A station's folder with five decisions."""
+    folder = tmp_path / "station"
+    with Store.open(folder / "store.sqlite") as store:
+        store.append_all([decision(index) for index in range(3)])
+        store.append(replace(decision(3), verdict="pass", model="nut", name="part 8.png"))
+        store.append(replace(decision(4), score=None, threshold=None, p_value=None, reason="no decision within 200 ms"))
+        store.answer(4, "defect", "eva")
+    return folder
+
+
+def test_verify_says_that_all_is_well_and_where_it_ends(station, makel_says):
+    with Store.open(station / "store.sqlite") as store:
+        head = store.head()
+    expected = f"{station}/store.sqlite is intact: 5 decisions in 6 entries\nhead 6:{head.hash}\n"
+    assert makel_says("history", "verify", station) == (0, expected, "")
+    assert makel_says("history", "verify", station, "--noted", f"6:{head.hash}") == (0, expected, "")
+    code, out, _ = makel_says("history", "verify", station / "store.sqlite", "--json")
+    assert (code, json.loads(out)) == (0, {"n_entries": 6, "n_decisions": 5, "head": str(head)})
+
+
+def test_verify_says_what_is_wrong(station, makel_says):
+    assert makel_says("history", "verify", station, "--noted", f"7:{'a' * 64}") == (
+        16,
+        "",
+        f"makel: {station}/store.sqlite is broken at entry 7: missing: the record had 7 entries when its head was "
+        "noted\n",
+    )
+    sql(station / "store.sqlite", "UPDATE entries SET verdict = 'pass' WHERE entry = 2")
+    assert makel_says("history", "verify", station) == (
+        16,
+        "",
+        f"makel: {station}/store.sqlite is broken at entry 2: its column 'verdict' was changed: the hashed content "
+        "says otherwise\n",
+    )
+
+
+@pytest.mark.parametrize("noted", ["7", "seven:" + "a" * 64, "7:abc"])
+def test_a_head_that_is_none_is_refused(station, makel_says, noted):
+    code, out, err = makel_says("history", "verify", station, "--noted", noted)
+    assert (code, out) == (2, "")
+    assert err == f"makel: --noted is {noted!r}: give the head as 'makel history verify' printed it, ENTRY:HASH\n"
+
+
+def test_show_is_for_people(station, makel_says):
+    assert makel_says("history", "show", station, "--limit", "3") == (
+        0,
+        "      5  2026-11-25T14:00:04  reject  screw  part 7.png  no decision within 200 ms\n"
+        "      4  2026-11-25T14:00:03  pass    nut  part 8.png  score 0.4286 of 1  a person said: defect\n"
+        "      3  2026-11-25T14:00:02  reject  screw  part 7.png  score 0.2857 of 1\n",
+        "",
+    )
+    assert makel_says("history", "show", station, "--number", "9")[0] == 11
+
+
+def test_show_is_for_machines(station, makel_says):
+    code, out, _ = makel_says("history", "show", station, "--number", "2", "--json")
+    with Store.open(station / "store.sqlite") as store:
+        assert (code, json.loads(out)) == (0, store.get(2).to_json())
+
+
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [
+        (["--model", "nut"], [4]),
+        (["--verdict", "pass"], [4]),
+        (["--answer", "none"], [5, 3, 2, 1]),
+        (["--answer", "defect"], [4]),
+        (["--name", "PART 8"], [4]),
+        (["--since", "2026-11-25T14:00:03Z"], [5, 4]),
+        (["--until", "2026-11-25T15:00:01+01:00"], [1]),
+        (["--since", "2026-11-26"], []),
+    ],
+)
+def test_filters(station, makel_says, tmp_path, options, numbers):
+    code, out, _ = makel_says("history", "show", station, "--json", *options)
+    assert (code, [json.loads(line)["number"] for line in out.splitlines()]) == (0, numbers)
+    table = tmp_path / "table.csv"
+    assert makel_says("history", "export", station, table, *options) == (0, f"{len(numbers)} decisions: {table}\n", "")
+
+
+def test_where_there_is_no_record_none_is_made(tmp_path, makel_says):
+    code, _, err = makel_says("history", "verify", tmp_path)
+    assert (code, err) == (
+        10,
+        f"makel: {tmp_path}/store.sqlite: there is no record here; give the path of a station's store.sqlite\n",
+    )
+    assert not (tmp_path / "store.sqlite").exists()
+    assert makel_says("history", "show", tmp_path / "none")[0] == 10
+
+
+def test_the_extra_is_asked_for(station, makel_says, monkeypatch):
+    monkeypatch.setattr(extras, "find_spec", lambda _: None)
+    assert makel_says("history", "show", station) == (
+        2,
+        "",
+        "makel: makel history needs the 'station' extra, which is not installed: pip install 'makel[station]'\n",
+    )
+
+
+def test_the_record_of_a_server(postgresql, makel_says):
+    url = postgresql.database()
+    with Store.open(url) as store:
+        store.append(DECISION)
+    code, out, _ = makel_says("history", "verify", url)
+    assert code == 0
+    assert "is intact: 1 decisions in 1 entries" in out
