@@ -58,4 +58,4 @@ def ratio(theirs: list[dict[str, str]], ours: list[dict[str, str]], key: str) ->
 
 
 def times(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}x"
+    return "–" if value is None else f"{value:.1f}x" if value >= 1 else f"{value:.2f}x"

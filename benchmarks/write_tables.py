@@ -107,7 +107,7 @@ def study() -> str:
     return table(head, body) + f"\n{rows[0]['machine']}; {rows[0]['versions']}; commit {rows[0]['commit']}.\n"
 
 
-def peers() -> str:
+def peers(*, short: bool = False) -> str:
     """makel and every model of the peer, on the same images in one run."""
     rows = read("peers.csv")
     groups = grouped(rows, "category", "who")
@@ -115,21 +115,19 @@ def peers() -> str:
     for (category, who), of in groups.items():
         ours = groups[category, "makel"]
         done = [row for row in of if not row["error"]]
-        body.append(
-            (
-                category,
-                f"**{who}**" if who == "makel" else who,
-                *((spread(done, key) for key in ("image_auroc", "pixel_auroc")) if done else ("failed", "failed")),
-                middle(done, "fit_s", ".0f"),
-                times(ratio(done, ours, "fit_s")),
-                middle(done, "ms_p50"),
-                middle(done, "ms_p99"),
-                times(ratio(done, ours, "ms_p50")),
-                middle(done, "peak_mb", ".0f"),
-            )
-        )
-    head = ("category", "", "image AUROC", "pixel AUROC", "fit, s", "of ours", "p50, ms", "p99, ms", "of ours", "MB")
-    return table(head, body) + came_from(rows)
+        cells = {
+            "category": category,
+            "": f"**{who}**" if who == "makel" else who,
+            "image AUROC": spread(done, "image_auroc") if done else "failed",
+            "pixel AUROC": spread(done, "pixel_auroc") if done else "failed",
+            "fit, s": middle(done, "fit_s", ".0f"),
+            "fit, of ours": times(ratio(done, ours, "fit_s")),
+            "p50, ms": middle(done, "ms_p50"),
+            "p50, of ours": times(ratio(done, ours, "ms_p50")),
+        }
+        more = {"p99, ms": middle(done, "ms_p99"), "peak MB": middle(done, "peak_mb", ".0f")}
+        body.append(cells if short else cells | more)
+    return table(tuple(body[0]), [tuple(cells.values()) for cells in body]) + came_from(rows)
 
 
 def peers_section() -> str:
@@ -138,8 +136,8 @@ def peers_section() -> str:
 
 `python benchmarks/peers.py DATA...`: the same images, the same small backbone at 256x256, two threads, each in a
 process of its own, ours and theirs in turn. *fit* is from files to what can inspect; *ms* is one decoded image to score
-and map, ours to the verdict; of theirs the script prints the median. *of ours* is how many times as much it takes. *MB*
-is the peak of the whole process, evaluation included.
+and map, ours to the verdict; of theirs the script prints the median. *of ours* is how many times as much it takes.
+*peak MB* is that of the whole process, evaluation included.
 
 {peers()}"""
 
@@ -147,7 +145,7 @@ is the peak of the whole process, evaluation included.
 def peers_readme() -> str:
     return (
         "Beside Anomalib's models on the same images and the same backbone, measured in one run "
-        "([how](docs/benchmarks/index.md)):\n\n" + peers()
+        "([how](docs/benchmarks/index.md)):\n\n" + peers(short=True)
     )
 
 
@@ -169,7 +167,7 @@ def few_images() -> str:
         for category, augment, count in ordered
     ]
     head = ("category", "augmented", "good images", "image AUROC", "pixel AUROC", "AUPRO", "p95, ms", "fit, s")
-    seeds = len({row["seed"] for row in rows})
+    seeds = ", ".join(sorted({row["seed"] for row in rows}))
     shown = "\n".join(
         f"![{name.replace('few_images-', '').replace('-', ', augmentation ')}](figures/{name}.svg)"
         for name in few_images_plots()
@@ -178,7 +176,7 @@ def few_images() -> str:
 ## How many good images
 
 `python benchmarks/few_images.py DATA...`: the default on seeded subsets, a fifth of each held out for the threshold;
-mean ± standard deviation over {seeds} seeds.
+mean ± standard deviation over the seeds {seeds}.
 
 {table(head, body)}{came_from(rows)}
 {shown}
@@ -200,7 +198,7 @@ def few_images_plots() -> dict[str, str]:
             )
             for metric, (name, css) in named.items()
         ]
-        low = floor(10 * min(line.points[:, 1].min() for line in lines)) / 10
+        low = floor(10 * min(line.points[:, 1].min() for line in lines) - 0.5) / 10  # room for the legend
         drawn = plots.trend_plot(lines, x_label="good images", y_label=category, y_low=low, logarithmic=True)
         plots_by_name[f"few_images-{category}-{augment}"] = plots.to_file(drawn)
     return plots_by_name
