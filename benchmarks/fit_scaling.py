@@ -25,14 +25,19 @@ from rows import RESULTS, THREADS, Rows, facts, run
 COUNTS = (60, 320, 1000, 4000)
 
 
-def write_pictures(folder: Path, count: int, n_different: int, size_px: int) -> None:
-    """`count` PNG files in `folder`, no two with the same pixels."""
+def draw(index: int, size_px: int) -> np.ndarray:
+    """A picture: drawn small, since a model sees it no larger, and enlarged, with noise for the decoder to work on."""
     from makel.datasets import synthetic
 
-    different = [
-        synthetic.render("flange", np.random.default_rng([7, index]), size_px=size_px)[0]
-        for index in range(min(count, n_different))
-    ]
+    rng = np.random.default_rng([7, index])
+    small, _ = synthetic.render("flange", rng, size_px=max(64, size_px // 4))
+    large = cv2.resize(small, (size_px, size_px), interpolation=cv2.INTER_LINEAR)
+    return np.clip(large + rng.integers(-3, 4, large.shape), 0, 255).astype(np.uint8)
+
+
+def write_pictures(folder: Path, count: int, n_different: int, size_px: int) -> None:
+    """`count` PNG files in `folder`, no two with the same pixels."""
+    different = [draw(index, size_px) for index in range(min(count, n_different))]
     for index in range(count):
         picture = different[index % len(different)].copy()
         rng = np.random.default_rng([8, index])
