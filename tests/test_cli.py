@@ -159,14 +159,14 @@ class TestInspect:
         code, out, err = makel_says("inspect", model, parts, "--json")
         assert (code, err) == (0, "")
         rows = [json.loads(line) for line in out.splitlines()]
-        keys = ["path", "verdict", "score", "threshold", "p_value", "regions", "model_id", "elapsed_ms"]
+        keys = ["path", "verdict", "score", "threshold", "p_value", "regions", "zones", "model_id", "elapsed_ms"]
         assert [list(row) for row in rows] == [keys, keys]
         assert [(row["path"], row["verdict"]) for row in rows] == [
             (str(parts / "good.png"), "pass"),
             (str(parts / "spot.png"), "reject"),
         ]
         (region,) = rows[1]["regions"]
-        assert list(region) == ["box_px", "area_px", "peak"]
+        assert list(region) == ["box_px", "area_px", "peak", "zone", "area_mm2"]
         assert rows[0]["model_id"] == open_folder(model).manifest.model_id
 
     def test_what_cannot_be_inspected_is_said_and_the_run_goes_on(self, makel_says, model, parts):
