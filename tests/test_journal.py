@@ -9,9 +9,10 @@ from dataclasses import replace
 
 import pytest
 
-from makel.errors import StoreError
+from makel.errors import StoreError, UsageError
 from makel.station.journal import Journal, Recorder
 from makel.station.store import Store
+from makel.types import Region
 from record import DECISION, decision, script
 
 SMALL = 20_000  # bytes: some forty decisions
@@ -189,6 +190,19 @@ def test_what_neither_can_take_is_not_accepted(store, journal):
     with recorder(store, journal) as (opened, _, _), locked(store):
         n_accepted = fill(lambda index: opened.append(decision(index)), journal.path)
         assert opened.outage.waiting == n_accepted > 30
+
+
+def test_what_cannot_be_written_down_harms_nothing(store, journal):
+    odd = replace(DECISION, regions=(Region((0, 0, 1, 1), 1, float("nan")),))
+    with recorder(store, journal) as (opened, _, _):
+        with pytest.raises(UsageError, match="this decision cannot be recorded: "):
+            opened.append(odd)
+        with locked(store):
+            opened.append(decision(0))
+            with pytest.raises(UsageError, match="this decision cannot be recorded: "):
+                opened.append(odd)
+        wait_for_the_end_of(opened)
+    assert store.count() == 1
 
 
 def test_what_waits_from_an_earlier_run_goes_in_once(store, journal):

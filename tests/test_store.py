@@ -108,6 +108,18 @@ def test_names_are_found_by_a_part_of_them(store):
     assert [item.decision.name for item in store.find()] == names[::-1]
 
 
+def test_text_of_any_length_and_kind_is_recorded_and_found(store):
+    for text in ("x" * 100_000, "ü\0\udc80'\"\\%_", ""):
+        long = replace(DECISION, name=text, model=text, reason=text, arrival=text, source=text, model_id=text)
+        recorded = store.append(long)
+        assert store.get(recorded.number).decision == long
+        assert store.arrived(text) == ([recorded] if text else [])
+        assert store.find(Filter(model=text)) == [recorded]
+        store.audit(text, text, text, {text: text})
+        store.answer(recorded.number, "good", text)
+    assert store.verify() is None
+
+
 def test_what_cannot_be_recorded_harms_nothing(store):
     with pytest.raises(UsageError, match=r"this audit cannot be recorded: .*; it holds plain finite values"):
         store.audit("eva", "engineer", "threshold", {"value": float("nan")})
@@ -229,6 +241,14 @@ def test_a_server_that_stops_is_used_again_when_it_is_back(postgresql):
             postgresql.start()
         assert store.append(DECISION).number == 2
         assert store.verify() is None
+
+
+def test_options_of_a_server_are_kept(postgresql):
+    url = f"{postgresql.database()}&options=-c%20search_path%3Dpublic%20-c%20work_mem%3D9MB"
+    with Store.open(url) as store, store._database.read() as connection:
+        assert connection.exec_driver_sql("SHOW work_mem").scalar() == "9MB"
+        assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
+        assert connection.exec_driver_sql("SHOW lock_timeout").scalar() == "5s"
 
 
 def test_a_server_that_is_not_there_is_said_without_the_password(postgresql, tmp_path):

@@ -76,11 +76,12 @@ class Database:
             StoreError: The database cannot be written now; nothing was.
         """
         with self._explained():
-            self._check_in_place()
+            file = self._check_in_place()
             with self._writing_connection() as connection:
                 yield connection
             # On Linux an open file can be deleted or replaced; a commit into it would be lost without a word.
-            self._check_in_place()
+            if self._identity() != file:
+                raise StoreError(f"{self.name} was replaced by another file while it was written")
 
     def _sqlite(self, path: Path, create: bool) -> Engine:
         if not path.is_file():
@@ -119,13 +120,20 @@ class Database:
         except ArgumentError as error:
             raise UsageError(f"{_without_password(where)} is no URL of a database: {error}") from None
         wait_ms = int(self._timeout_s * 1000)
+        options = url.query.get("options", "")
+        options = options if isinstance(options, str) else " ".join(options)
         engine = create_engine(
             url,
             pool_pre_ping=True,  # a server that was restarted costs no failed call
             max_overflow=-1,
             connect_args={
                 "connect_timeout": max(2, int(self._timeout_s)),
-                "options": f"-c lock_timeout={wait_ms} -c synchronous_commit=on -c timezone=UTC",
+                # A server that lost its power does not say so: without these, a call would wait for it a quarter hour.
+                "tcp_user_timeout": 2 * wait_ms,
+                "keepalives_idle": 5,
+                "keepalives_interval": 2,
+                "keepalives_count": 3,
+                "options": f"{options} -c lock_timeout={wait_ms} -c synchronous_commit=on -c timezone=UTC".strip(),
             },
         )
         return url.set(drivername="postgresql").render_as_string(hide_password=True), engine
@@ -165,12 +173,14 @@ class Database:
             raise StoreError(f"{self.name} is gone ({error.strerror}): bring it back, or start a new record") from error
         return found.st_dev, found.st_ino
 
-    def _check_in_place(self) -> None:
-        """Make sure that the path still names the file the connections have open."""
-        before, self._file = self._file, self._identity()
-        if before is not None and before != self._file:
-            self._engine.dispose()
+    def _check_in_place(self) -> tuple[int, int] | None:
+        """Make sure that the path still names the file the connections have open; gives the file."""
+        found = self._identity()
+        if found != self._file:
+            self._engine.dispose()  # before others take the new file for the one they have open
+            self._file = found
             raise StoreError(f"{self.name} was replaced by another file; the next call opens that one")
+        return found
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,8 +53,14 @@ def next_row(head: Head, draft: Draft) -> tuple[Head, dict[str, Any]]:
 
 def columns(body: Mapping[str, Any]) -> dict[str, Any]:
     """The columns that repeat what is in an entry's JSON, to find it by."""
-    found = {key: body.get(key) for key in ("kind", "number", "at", "model", "verdict", "name", "arrival", "answer")}
-    return {key: storable(value) if isinstance(value, str) else value for key, value in found.items()}
+    found = {key: body.get(key) for key in ("kind", "number", "at", "model", "verdict", "name", "answer")}
+    plain = {key: storable(value) if isinstance(value, str) else value for key, value in found.items()}
+    return plain | {"arrival": fingerprint(body["arrival"]) if body.get("arrival") else body.get("arrival")}
+
+
+def fingerprint(text: str) -> str:
+    """Text of any length and kind as 64 digits, to find it by."""
+    return hashlib.sha256(canonical({"text": text}).encode("ascii")).hexdigest()
 
 
 def storable(text: str) -> str:

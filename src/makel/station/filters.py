@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from sqlalchemy import ColumnElement, Select, literal, select
+from sqlalchemy import ColumnElement, Select, literal, literal_column, select
 
 from makel.errors import StoreError, UsageError
 from makel.station.database import Database
@@ -58,7 +58,9 @@ class Filter:
         elif self.answer is not None:
             # From the answers, which are few, to their decisions; the other way would walk through all of those.
             said = ENTRIES.alias("said")
-            answered = select(said.c.number).where(said.c.kind == "answer", said.c.answer == self.answer)
+            answered = select(said.c.number).where(
+                said.c.kind == literal_column("'answer'"), said.c.answer == self.answer
+            )
             found += [ENTRIES.c.number.in_(answered), literal(self.answer) == LAST_ANSWER]
         return found
 
@@ -66,7 +68,7 @@ class Filter:
 _ANSWERS = ENTRIES.alias("answers")
 LAST_ANSWER = (
     select(_ANSWERS.c.answer)
-    .where(_ANSWERS.c.kind == "answer", _ANSWERS.c.number == ENTRIES.c.number)
+    .where(_ANSWERS.c.kind == literal_column("'answer'"), _ANSWERS.c.number == ENTRIES.c.number)
     .order_by(_ANSWERS.c.entry.desc())
     .limit(1)
     .correlate(ENTRIES)

@@ -20,7 +20,8 @@ from pathlib import Path
 from types import TracebackType
 
 from makel.errors import StoreError
-from makel.station.decisions import Decision, Recorded, canonical, now
+from makel.station.decisions import Decision, Recorded, now
+from makel.station.entries import Draft
 from makel.station.store import Store
 
 CAPACITY_BYTES = 16 * 2**20
@@ -128,7 +129,7 @@ class Journal:
             self._end += len(line) + 1
 
     def _line(self, position: int, decision: Decision) -> bytes:
-        return _sealed(self._generation, position, canonical(decision.to_json()).encode("ascii"))
+        return _sealed(self._generation, position, Draft("decision", decision.to_json()).line.encode("ascii"))
 
     def _write(self, start: int, content: bytes) -> None:
         try:

@@ -18,7 +18,7 @@ from sqlalchemy import func, insert, select, update
 from makel.errors import NotFoundError, StoreError, UsageError
 from makel.station.database import Database
 from makel.station.decisions import Answer, Audit, Broken, Decision, Head, Recorded, now
-from makel.station.entries import Draft, known, next_row, storable
+from makel.station.entries import Draft, fingerprint, known, next_row
 from makel.station.export import export
 from makel.station.filters import DECISIONS, EVERYTHING, Filter, recorded
 from makel.station.tables import ENTRIES, HAS_ARRIVAL, HEAD, HEAD_ROW, IS_ANSWER, IS_DECISION
@@ -184,7 +184,7 @@ class Store:
         Raises:
             StoreError: The record cannot be read now.
         """
-        query = DECISIONS.where(IS_DECISION, HAS_ARRIVAL, ENTRIES.c.arrival == storable(arrival))
+        query = DECISIONS.where(IS_DECISION, HAS_ARRIVAL, ENTRIES.c.arrival == fingerprint(arrival))
         with self._database.read() as connection:
             rows = connection.execute(query.order_by(ENTRIES.c.number)).all()
         return [recorded(self._database, row) for row in rows]

@@ -23,7 +23,7 @@ def upgrade() -> None:
         sa.Column("model", sa.Text),
         sa.Column("verdict", sa.String(6)),
         sa.Column("name", sa.Text),
-        sa.Column("arrival", sa.Text),
+        sa.Column("arrival", sa.String(64)),
         sa.Column("answer", sa.String(6)),
     )
     head = op.create_table(
@@ -37,7 +37,7 @@ def upgrade() -> None:
     for name, columns, unique, where in (
         ("decision_number", ["number"], True, "kind = 'decision'"),
         ("decision_at", ["at"], False, "kind = 'decision'"),
-        ("decision_verdict", ["verdict", "model", "number"], False, "kind = 'decision'"),
+        ("decision_verdict", ["verdict", "number"], False, "kind = 'decision'"),
         ("decision_arrival", ["arrival"], False, "arrival != ''"),
         ("answer_number", ["number", "entry"], False, "kind = 'answer'"),
     ):
