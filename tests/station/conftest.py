@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from contextlib import contextmanager
 
@@ -37,11 +38,23 @@ def models(tmp_path_factory):
     }
 
 
-@pytest.fixture
-def station(tmp_path, models):
-    """A station that serves "part": version 1 is "first"."""
-    with Station.open(tmp_path / "station", Settings(queue=8, batch=2, threads=1)) as opened:
+SETTINGS = Settings(queue=8, batch=2, threads=1, journal_bytes=2**20)
+
+
+@pytest.fixture(scope="session")
+def station_folder(tmp_path_factory, models):
+    """The folder of a station that serves "part", whose version 1 is "first"; to be copied."""
+    folder = tmp_path_factory.mktemp("station-folder") / "station"
+    with Station.open(folder, SETTINGS) as opened:
         opened.add("part", models["first"], by="test", role="engineer")
+    return folder
+
+
+@pytest.fixture
+def station(tmp_path, station_folder):
+    """A station that serves "part"."""
+    shutil.copytree(station_folder, tmp_path / "station")
+    with Station.open(tmp_path / "station", SETTINGS) as opened:
         yield opened
 
 

@@ -14,7 +14,7 @@ from makel.images import MAX_PIXELS, decode
 from makel.model.inspector import Inspector
 from makel.station.budget import Budget
 from makel.station.decisions import Decision, Recorded, now
-from makel.station.journal import Journal, Recorder
+from makel.station.journal import CAPACITY_BYTES, Journal, Recorder
 from makel.station.line import Judged, Line
 from makel.station.listeners import Listeners
 from makel.station.pictures import Pictures
@@ -35,6 +35,7 @@ class Settings:
         deadline_s: Seconds after which an image without a decision is a fail-safe reject; None for no limit.
         max_pixels: A larger image is a fail-safe reject.
         max_held_bytes: Bytes of all images under way.
+        journal_bytes: Room for decisions while the record is away.
         threads: Threads an inspection uses at most; None for the cores this process may use, at most 4.
         provider: What models run on, see `makel.model.session.PROVIDERS`.
     """
@@ -45,6 +46,7 @@ class Settings:
     deadline_s: float | None = None
     max_pixels: int = MAX_PIXELS
     max_held_bytes: int = 512 * 2**20
+    journal_bytes: int = CAPACITY_BYTES
     threads: int | None = None
     provider: str = "cpu"
 
@@ -121,7 +123,7 @@ class Station:
         """
         settings = settings or Settings()
         registry = Registry(folder / "models", threads=settings.threads, provider=settings.provider)
-        journal = Journal(folder / "journal")
+        journal = Journal(folder / "journal", settings.journal_bytes)
         try:
             record = Store.open(folder / "store.sqlite" if store is None else store)
         except BaseException:

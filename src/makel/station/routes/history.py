@@ -23,6 +23,15 @@ Number = Annotated[int, Path(ge=1, le=2**53, description="Of a decision")]
 _PNG: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
 }
+_SIGNATURES = {
+    b"\x89PNG": "image/png",
+    b"\xff\xd8\xff": "image/jpeg",
+    b"BM": "image/bmp",
+    b"RIFF": "image/webp",
+    b"II*\0": "image/tiff",
+    b"MM\0*": "image/tiff",
+}
+_UNKNOWN = "application/octet-stream"
 _KEEP_ALIVE_S = 15.0
 _CATCH_UP = 1000
 
@@ -66,7 +75,13 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
     @routes.get(
         "/history/{number}/image",
         responses={
-            200: {"content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}},
+            200: {
+                "description": "The bytes as they came; octet-stream where they are no image",
+                "content": {
+                    kind: {"schema": {"type": "string", "format": "binary"}}
+                    for kind in [*dict.fromkeys(_SIGNATURES.values()), _UNKNOWN]
+                },
+            },
             **problems.responses(404),
         },
         response_class=Response,
@@ -177,16 +192,6 @@ def _drawn(station: Station, number: int, picture: Picture) -> Response:
     return Response(draw(station.look(inspector, image), inspector, image, picture), media_type="image/png")
 
 
-_SIGNATURES = {
-    b"\x89PNG": "image/png",
-    b"\xff\xd8\xff": "image/jpeg",
-    b"BM": "image/bmp",
-    b"RIFF": "image/webp",
-    b"II*\0": "image/tiff",
-    b"MM\0*": "image/tiff",
-}
-
-
 def _media_type(image: bytes) -> str:
     """What a browser may show as a picture; anything else is a file to save."""
-    return next((kind for start, kind in _SIGNATURES.items() if image.startswith(start)), "application/octet-stream")
+    return next((kind for start, kind in _SIGNATURES.items() if image.startswith(start)), _UNKNOWN)

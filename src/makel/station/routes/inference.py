@@ -26,6 +26,15 @@ from makel.station.station import Station
 Number = Annotated[str, Path(pattern="^[1-9][0-9]{0,8}$", description="A version that is active")]
 
 _OBJECT: dict[int | str, dict[str, Any]] = {200: {"content": {"application/json": {"schema": {"type": "object"}}}}}
+_TENSORS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "JSON; with the bytes of tensors behind it where they were asked for so",
+        "content": {
+            "application/json": {"schema": {"type": "object"}},
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
 _BODY = {
     "requestBody": {
         "required": True,
@@ -93,7 +102,7 @@ def router(station: Station) -> APIRouter:
         )(model_ready)
         routes.post(
             f"{path}/infer",
-            responses={**_OBJECT, **problems.responses(404, 413)},
+            responses={**_TENSORS, **problems.responses(404, 413)},
             summary="Raw scores and maps of prepared images",
             openapi_extra=_BODY,
             **common,
