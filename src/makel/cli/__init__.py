@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from makel.cli import bench, demo, evaluate, fit, history, inspect, model, serve, weights
+from makel.cli import bench, demo, evaluate, fit, history, inspect, model, serve, watch, weights
 from makel.errors import CODES, MakelError, UsageError, exit_code
 
 INTERRUPTED_EXIT_CODE = 130
@@ -48,6 +48,7 @@ app.command("info")(model.info)
 app.add_typer(weights.app, name="weights")
 app.command("bench")(bench.bench)
 app.command("serve")(serve.serve)
+app.command("watch")(watch.watch)
 app.add_typer(serve.tokens, name="token")
 app.add_typer(history.app, name="history")
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from makel.cli.extras import require
+from makel.errors import UsageError
 
 if TYPE_CHECKING:
     from makel.station.decisions import Recorded
@@ -56,6 +57,8 @@ def watch(
     from makel.station.connections import Connections, Wiring
     from makel.station.station import Settings, Station
 
+    if trigger and opcua is None:
+        raise UsageError("--trigger waits for Start over OPC UA: say where to serve it with --opcua")
     deadline_s = None if deadline_ms is None else deadline_ms / 1000
     settings = Settings(deadline_s=deadline_s, threads=threads, provider=provider)
     name = model.resolve().name
