@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from makel.cli.extras import require
+from makel.errors import UsageError
 
 DATA = Path("makel-station")
 
@@ -39,6 +40,23 @@ def serve(
     require_token: Annotated[
         bool, typer.Option("--require-token", help="Ask for a token on the loopback too.")
     ] = False,
+    watch: Annotated[
+        list[str] | None,
+        typer.Option("--watch", metavar="NAME=FOLDER", help="Decide what arrives in a folder.", show_default="none"),
+    ] = None,
+    trigger: Annotated[
+        list[str] | None,
+        typer.Option("--trigger", metavar="NAME=FOLDER", help="The same, one for each trigger.", show_default="none"),
+    ] = None,
+    lead_ms: Annotated[float, typer.Option(min=0, help="A picture may come so long before its trigger.")] = 0,
+    done: Annotated[
+        Path | None,
+        typer.Option("--done", metavar="DIR", help="Where decided files go.", show_default="they stay"),
+    ] = None,
+    mqtt: Annotated[str | None, typer.Option(metavar="URL", help="Broker to tell.", show_default="none")] = None,
+    opcua: Annotated[
+        str | None, typer.Option(metavar="URL", help="Address to serve OPC UA at.", show_default="none")
+    ] = None,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Processor threads a model uses at most.", show_default="the cores, 4 at most"),
@@ -48,10 +66,20 @@ def serve(
     """Serve models over HTTP: every decision recorded, nothing accepted lost."""
     require("station", "makel serve")
     from makel.station.access import Access, Tokens
+    from makel.station.connections import Connections, Wiring
     from makel.station.limits import BodyLimits
     from makel.station.service import create_app, listen, server
     from makel.station.station import Settings, Station
 
+    wiring = Wiring(
+        watched=_folders("--watch", watch),
+        triggered=_folders("--trigger", trigger),
+        done=done,
+        mqtt=mqtt,
+        opcua=opcua,
+        deadline_s=(deadline_ms or 1000) / 1000,
+        lead_s=lead_ms / 1000,
+    )
     access = Access.on(host, Tokens(data / "tokens.json"), token_needed=require_token)
     settings = Settings(
         queue=queue,
@@ -68,8 +96,9 @@ def serve(
             print(f"makel: {version.name} version {version.version}{' is new' if new else ''}", file=sys.stderr)
         for problem in station.warnings():
             print(f"makel: {problem}", file=sys.stderr)
-        app = create_app(station, access, BodyLimits(image_bytes=max_body_mb * 2**20))
-        with listen(host, port) as socket:
+        connections = Connections(station, wiring)
+        app = create_app(station, access, BodyLimits(image_bytes=max_body_mb * 2**20), connections.triggers)
+        with listen(host, port) as socket, connections:
             print(f"makel: serving on http://{host}:{socket.getsockname()[1]}", file=sys.stderr, flush=True)
             server(app).run([socket])
 
@@ -111,6 +140,17 @@ def remove(
 
     token = Tokens(data / "tokens.json").remove(token_id)
     print(f"{token.id} of {token.name} opens nothing any more")
+
+
+def _folders(option: str, given: list[str] | None) -> dict[str, Path]:
+    """NAME=FOLDER, as often as it was given."""
+    found: dict[str, Path] = {}
+    for each in given or ():
+        name, is_pair, folder = each.partition("=")
+        if not is_pair or not name or not folder or name in found:
+            raise UsageError(f"{option} {each!r} is not NAME=FOLDER, or its model has a folder already")
+        found[name] = Path(folder)
+    return found
 
 
 def _user() -> str:

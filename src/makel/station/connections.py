@@ -118,13 +118,14 @@ class Connections:
             else None
         )
         self._running = ExitStack()
+        station.warn_of(self.warnings)
 
     def warnings(self) -> list[str]:
         """What is wrong with them now."""
-        found = [watch.problem for watch in self._watches.values()]
-        found += [trigger.problem for trigger in self.triggers.values()]
-        found += [self._mqtt.problem] if self._mqtt else []
-        return [problem for problem in found if problem]
+        folders = {model: watch.problem for model, watch in self._watches.items()}
+        folders |= {model: trigger.problem for model, trigger in self.triggers.items()}
+        found = [f"the folder of {model}: {problem}" for model, problem in folders.items() if problem]
+        return found + ([f"MQTT: {self._mqtt.problem}"] if self._mqtt and self._mqtt.problem else [])
 
     def __enter__(self) -> Self:
         # Those who tell of decisions start first, so that they miss none, and stop last.

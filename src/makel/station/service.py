@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -21,17 +21,24 @@ from makel.station import bodies, problems
 from makel.station.access import Access, CheckAccess
 from makel.station.limits import BodyLimits, LimitBodies
 from makel.station.prometheus import Metrics
-from makel.station.routes import health, history, inference, inspection, models, session
+from makel.station.routes import health, history, inference, inspection, models, session, trigger
 from makel.station.station import Station
+from makel.station.trigger import Trigger
 
 
-def create_app(station: Station, access: Access, limits: BodyLimits | None = None) -> FastAPI:
+def create_app(
+    station: Station,
+    access: Access,
+    limits: BodyLimits | None = None,
+    triggers: Mapping[str, Trigger] | None = None,
+) -> FastAPI:
     """The app of a station.
 
     Args:
         station: What decides. It is not closed with the app.
         access: Who may do what.
         limits: How much a request may bring.
+        triggers: The lines that a request can trigger, by the name of their model.
 
     Returns:
         The app. `app.state.closing` is an event; setting it ends the live streams. `app.state.metrics` takes
@@ -49,6 +56,7 @@ def create_app(station: Station, access: Access, limits: BodyLimits | None = Non
     app.state.closing, app.state.metrics = closing, metrics
     for routes in (
         inspection.router(station),
+        trigger.router(triggers or {}),
         models.router(station),
         history.router(station, closing),
         inference.router(station),

@@ -99,6 +99,7 @@ class Station:
         self._recorder = recorder
         self._listeners = listeners
         self._watchers: list[Callable[[Outcome], None]] = []
+        self._warners: list[Callable[[], list[str]]] = []
         self._recording = Recording(recorder, pictures, self._listeners.tell)
         self._held = Budget(settings.max_held_bytes, "images under way")
         self._lines: dict[str, Line] = {}
@@ -403,7 +404,13 @@ class Station:
             found.append(f"{outage.waiting} decisions wait for the record since {outage.since}: {outage.reason}")
         if self._recording.pictures_problem:
             found.append(f"pictures are not kept: {self._recording.pictures_problem}")
+        for more in self._warners:
+            found += more()
         return found
+
+    def warn_of(self, more: Callable[[], list[str]]) -> None:
+        """Let `warnings` also say what this gives: what is wrong with a connection of the line."""
+        self._warners.append(more)
 
     @property
     def waiting(self) -> int:
