@@ -429,7 +429,8 @@ class TestBoundedMemory:
         maps, regions = sample(31)
         for each, marked in zip(maps, regions, strict=True):
             curves.add(each, marked)
-        assert not curves._kept
+        assert curves._n_kept <= curves._buffer.size <= 1000
+        curves.results()
         before = curves._histogram._bins.size
         for _ in range(20):
             for each, marked in zip(maps, regions, strict=True):
@@ -437,7 +438,7 @@ class TestBoundedMemory:
         assert curves._histogram._bins.size == before
 
     def test_equal_scores_of_defects_become_one_entry(self, monkeypatch):
-        monkeypatch.setattr(metrics, "EXACT_PIXELS", 400)
+        monkeypatch.setattr(metrics, "_MERGED_AT_ONCE", 100)
         maps, regions = sample(41, decimals=1)
         curves = curves_of(maps * 5, regions * 5, exact_pixels=0)
         assert sum(levels.keys.size for levels in curves._defects) < 200

@@ -62,7 +62,7 @@ def test_every_row_says_where_it_comes_from(script):
             assert row["machine"]
             assert row["commit"]
             assert row["seed"]
-            assert "torch" in row["versions"]
+            assert "numpy" in row["versions"]
 
 
 def test_a_block_without_results_is_empty(script, results):
@@ -169,3 +169,20 @@ def test_a_runtime_becomes_the_default_only_if_it_is_faster_and_says_the_same(sc
         "no: fails the gate 1 of 1 times, 3 verdicts flip",
         "yes",
     ]
+
+
+def test_pixel_metrics_are_compared_by_cpu_seconds_and_by_their_error(script, results):
+    def row(pixels, cpu_s, error):
+        seconds = {"s": 2 * cpu_s, "cpu_s": cpu_s, "sklearn_s": 900, "sklearn_cpu_s": 60}
+        return {"pixels": pixels, "error": error, **seconds, "peak_mb": 400, "sklearn_peak_mb": 6400}
+
+    results("metrics_speed.csv", row(1_000_000, 0.1, 1e-12), row(113_049_600, 0.8, 2e-8))
+    text = script.filled(PAGE.format("metrics_speed"))
+    assert "600.0x and 75.0x as fast" in text
+    assert cells(text)[-2:] == [
+        ["113.0 million", "makel, five numbers", "1.60", "0.80", "400"],
+        ["113.0 million", "scikit-learn, AUROC", "900.00", "60.00", "6,400"],
+    ]
+    from bars import metrics_speed_bars
+
+    assert [(bar.measured, bar.met) for bar in metrics_speed_bars()] == [("75.0x", False), ("2e-08", False)]

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from makel.errors import UsageError
+from makel.evaluation.histogram import CHUNK, PAGES, BitHistogram
 
 EXACT_PIXELS = 1 << 24
-"""Pixels that `PixelCurves` keeps as they are: 256 maps of 256x256, 64 MB."""
+"""Pixels that `PixelCurves` keeps as they are before it counts them: 256 maps of 256x256, 64 MB."""
 
 MAX_BINS = 1 << 27
-"""Bins of the histogram that `PixelCurves` counts in beyond that: 512 MB."""
+"""Bins of the histogram that `PixelCurves` counts in: 134 MB while no score is shared by more than 255 pixels."""
 
 PLOT_POINTS = 500
 AUPRO_LIMIT = 0.30
@@ -26,9 +27,8 @@ AUPRO_STRICT_LIMIT = 0.05
 
 _SIGN = np.uint32(0x8000_0000)
 _INFINITY = np.uint32(0x7F80_0000)
-_PAGE_BITS = 16
-_PAGES = 1 << (32 - _PAGE_BITS)
-_UNOPENED = -(1 << 40)
+_SORTED_PIXELS = 1 << 20  # up to so many are ranked faster by sorting than by looking at every bin
+_MERGED_AT_ONCE = 1 << 22
 _Z_95 = 1.959963984540054
 
 
@@ -119,8 +119,9 @@ class PixelCurves:
 
     Exactness: every float32 score counts as it is, ties too, and the results equal scikit-learn's up to the rounding
     of float64. Up to `exact_pixels` pixels that holds for any scores. Past that, pixels are counted in a histogram
-    with a bin for every float32, which takes 32 MB for each factor of two that the scores span. Scores that span more
-    than a factor of 65,000 would pass its limit of 512 MB (`max_bins`): then neighbouring floats begin to share bins,
+    with a bin for every float32: 8 million bins for each factor of two that the scores span, of one byte each while no
+    score is shared by more than 255 pixels, and of two, four or eight where one is. Scores that span more than a factor
+    of 65,000 would pass its limit of 134 million bins (`max_bins`): then neighbouring floats begin to share bins,
     those in one bin count as ties, and `Curves.exact` is False. (Fewer bits would be faster and never exact: rounding
     leaves its own pattern in the last bits, which moved AUROC by 1e-8 and average precision by 1e-7.)
 
@@ -137,22 +138,24 @@ class PixelCurves:
         """Start with no pixels.
 
         Args:
-            exact_pixels: Pixels to keep as they are before counting by bits; 0 counts by bits from the first map.
-            max_bins: Bins of the histogram, 4 bytes each, before neighbouring floats share one: a power of two.
+            exact_pixels: Pixels to keep as they are before they are counted; 0 counts every map at once, slowly.
+            max_bins: Bins of the histogram before neighbouring floats share one: a power of two.
 
         Raises:
             UsageError: `max_bins` is not a power of two, or below 65,536, or above the 2**32 floats there are.
         """
-        if max_bins.bit_count() != 1 or not _PAGES <= max_bins <= 1 << 32:
-            raise UsageError(f"max_bins is {max_bins}; expected a power of two from {_PAGES} to {1 << 32}")
+        if max_bins.bit_count() != 1 or not PAGES <= max_bins <= 1 << 32:
+            raise UsageError(f"max_bins is {max_bins}; expected a power of two from {PAGES} to {1 << 32}")
         self.exact_pixels = exact_pixels
         self.max_bins = max_bins
         self.n_pixels = 0
         self.n_regions = 0
-        self._kept: list[NDArray[np.uint32]] = []
-        self._histogram: _BitHistogram | None = None
+        self._buffer = np.empty(0, np.uint32)
+        self._n_kept = 0  # so many keys of the buffer wait to be counted
+        self._histogram: BitHistogram | None = None
         self._defects: list[_Levels] = []
-        self._defects_merged = 0  # distinct scores at the last merge
+        self._n_defects_kept = 0  # scores in these lists
+        self._merge_at = _MERGED_AT_ONCE
 
     def add(self, anomaly_map: NDArray[np.float32], regions: NDArray[np.integer] | None = None) -> None:
         """Count the pixels of one map.
@@ -166,218 +169,156 @@ class PixelCurves:
             UsageError: Another shape or dtype, a score that is NaN or infinite, or region numbers that are negative
                 or larger than the map has pixels. The curves are then as they were before.
         """
-        keys = _ordered_keys(anomaly_map)
-        if regions is not None:
-            self._add_defects(keys, _check_regions(regions, anomaly_map.shape))
-        self.n_pixels += keys.size
-        if self._histogram is None:
-            self._kept.append(keys)
-        else:
-            self._histogram.count(keys)
-        self._fold()
+        bits = _finite_bits(anomaly_map)
+        marked = None if regions is None else _marked(regions, anomaly_map.shape)
+        keys = self._keep(bits.size)
+        np.bitwise_xor(bits, _SIGN, out=keys)
+        if marked is not None:
+            self._add_defects(keys, *marked)
 
     def include(self, other: PixelCurves) -> None:
         """Count everything that `other` has counted, as if its maps had been added here.
 
         Args:
-            other: Unchanged; what it keeps is shared, not copied.
+            other: Unchanged.
         """
-        self.n_pixels += other.n_pixels
+        kept = other._kept
+        self._keep(kept.size)[:] = kept
+        self.n_pixels += other.n_pixels - kept.size
         self.n_regions += other.n_regions
-        self._kept += other._kept
-        self._defects += other._defects
+        self._keep_defects(other._defects)
         if other._histogram is not None:
-            if self._histogram is None:
-                self._histogram = _BitHistogram(self.max_bins)
+            self._histogram = self._histogram or BitHistogram(self.max_bins)
             self._histogram.include(other._histogram)
-        self._fold()
 
     def results(self) -> Curves:
         """The numbers and curves of everything counted so far; more may be added afterwards."""
-        defects = _merge(self._defects, 0 if self._histogram is None else self._histogram.shift)
-        if self._histogram is None:
-            kept = np.sort(np.concatenate([np.empty(0, np.uint32), *self._kept]))
-            below, up_to = np.searchsorted(kept, defects.keys, "left"), np.searchsorted(kept, defects.keys, "right")
+        if self._histogram is not None:
+            self._count()
+        histogram = self._histogram
+        if histogram is None and self.n_pixels > _SORTED_PIXELS:
+            histogram = BitHistogram(self.max_bins)
+            histogram.count(self._kept)
+            if histogram.shift:
+                histogram = None
+        keys, counts, overlaps = _merge(self._defects, 0 if histogram is None else histogram.shift)
+        if histogram is None:
+            kept = np.sort(self._kept)
+            below, up_to = np.searchsorted(kept, keys, "left"), np.searchsorted(kept, keys, "right")
         else:
-            below, up_to = self._histogram.ranks(defects.keys)
-        defects_up_to = np.cumsum(defects.counts)
-        n_defect = int(defects.counts.sum())
+            below, up_to = histogram.ranks(keys)
+        up_to_defects = np.cumsum(counts)
+        n_defect = int(counts.sum())
         return _summarise(
-            (self.n_pixels - up_to) - (n_defect - defects_up_to),
-            (up_to - below) - defects.counts,
-            defects.counts,
-            defects.overlaps,
+            (self.n_pixels - up_to) - (n_defect - up_to_defects),
+            (up_to - below) - counts,
+            counts,
+            overlaps,
             self.n_pixels - n_defect,
             n_regions=self.n_regions,
-            exact=self._histogram is None or self._histogram.shift == 0,
+            exact=histogram is None or histogram.shift == 0,
         )
 
-    def _add_defects(self, keys: NDArray[np.uint32], regions: NDArray[np.intp]) -> None:
-        at = np.flatnonzero(regions)
+    @property
+    def _kept(self) -> NDArray[np.uint32]:
+        return self._buffer[: self._n_kept]
+
+    def _keep(self, size: int) -> NDArray[np.uint32]:
+        """(size,) room for the keys of so many more pixels, to be filled; what is kept may be counted first."""
+        self.n_pixels += size
+        if self._n_kept + size > self.exact_pixels:
+            self._count()
+        if self._n_kept + size > self._buffer.size:
+            grown = np.empty(max(self._n_kept + size, min(4 * self._buffer.size, self.exact_pixels)), np.uint32)
+            grown[: self._n_kept] = self._kept
+            self._buffer = grown
+        self._n_kept += size
+        return self._kept[self._n_kept - size :]
+
+    def _add_defects(self, keys: NDArray[np.uint32], at: NDArray[np.intp], ids: NDArray[np.intp]) -> None:
         if at.size == 0:
             return
-        ids = regions[at]
         areas_px = np.bincount(ids)
         self.n_regions += int(np.count_nonzero(areas_px))
-        self._defects.append(_Levels(keys[at], np.ones(at.size, np.int64), 1.0 / areas_px[ids]))
+        overlaps = (1.0 / np.maximum(areas_px, 1))[ids]
+        self._keep_defects([_Levels(keys[at], None, overlaps)])
 
-    def _fold(self) -> None:
-        """Keep the memory within bounds: maps go into the histogram, equal scores of defects into one entry."""
-        if self._histogram is None and self.n_pixels > self.exact_pixels:
-            self._histogram = _BitHistogram(self.max_bins)
-        if self._histogram is not None:
-            for keys in self._kept:
-                self._histogram.count(keys)
-            self._kept = []
-        # Merging only what has doubled costs no more, in all, than sorting everything a few times.
-        if sum(levels.keys.size for levels in self._defects) > 2 * self._defects_merged + EXACT_PIXELS // 4:
-            self._defects = [_merge(self._defects)]
-            self._defects_merged = self._defects[0].keys.size
+    def _keep_defects(self, levels: list[_Levels]) -> None:
+        self._defects += levels
+        self._n_defects_kept += sum(each.keys.size for each in levels)
+        if self._n_defects_kept > self._merge_at:  # equal scores become one entry
+            self._defects = [_Levels(*_merge(self._defects))]
+            self._n_defects_kept = self._defects[0].keys.size
+            # Merging only what has doubled costs no more, in all, than sorting everything a few times.
+            self._merge_at = 2 * self._n_defects_kept + _MERGED_AT_ONCE
+
+    def _count(self) -> None:
+        self._histogram = self._histogram or BitHistogram(self.max_bins)
+        self._histogram.count(self._kept)
+        self._n_kept = 0
 
 
 @dataclass(frozen=True)
 class _Levels:
-    """Scores of defect pixels: key, how many pixels have it, and their sum of 1 / region area. (K,) each."""
+    """Scores of defect pixels: key, how many have it (None: one each), and their sum of 1 / region area. (K,) each."""
 
     keys: NDArray[np.uint32]
-    counts: NDArray[np.int64]
+    counts: NDArray[np.int64] | None
     overlaps: NDArray[np.float64]
 
 
-def _merge(levels: list[_Levels], shift: int = 0) -> _Levels:
-    """One entry for every different key, ascending; `shift` trailing bits are dropped first."""
-    empty = _Levels(np.empty(0, np.uint32), np.empty(0, np.int64), np.empty(0))
-    keys = np.concatenate([part.keys for part in (empty, *levels)]) >> np.uint32(shift) << np.uint32(shift)
-    if keys.size == 0:
-        return empty
-    order = np.argsort(keys)
+def _merge(levels: list[_Levels], shift: int = 0) -> tuple[NDArray[np.uint32], NDArray[np.int64], NDArray[np.float64]]:
+    """Keys, counts and overlaps with one entry for every different key, ascending, less `shift` trailing bits."""
+    if not levels:
+        return np.empty(0, np.uint32), np.empty(0, np.int64), np.empty(0)
+    keys = np.concatenate([part.keys for part in levels])
+    if shift:
+        keys = keys >> np.uint32(shift) << np.uint32(shift)
+    # Two stable sorts of 16 bits are radix sorts, and together twice as fast as one of 32 bits.
+    order = np.argsort(keys.astype(np.uint16), kind="stable")
+    order = order[np.argsort((keys >> np.uint32(16)).astype(np.uint16)[order], kind="stable")]
     keys = keys[order]
     first = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
-    return _Levels(
-        keys[first],
-        np.add.reduceat(np.concatenate([part.counts for part in levels])[order], first),
-        np.add.reduceat(np.concatenate([part.overlaps for part in levels])[order], first),
-    )
+    if all(part.counts is None for part in levels):
+        counts = np.diff(first, append=keys.size)
+    else:
+        each = [np.ones(part.keys.size, np.int64) if part.counts is None else part.counts for part in levels]
+        counts = np.add.reduceat(np.concatenate(each)[order], first)
+    return keys[first], counts, np.add.reduceat(np.concatenate([part.overlaps for part in levels])[order], first)
 
 
-class _BitHistogram:
-    """Counts keys in pages of equal leading 16 bits; a page takes memory once a key falls into it.
-
-    Attributes:
-        shift: Trailing bits of a key that are not told apart.
-        max_bins: Bins of all pages together, 4 bytes each, before `shift` grows by one.
-    """
-
-    def __init__(self, max_bins: int) -> None:
-        self.shift = 0
-        self.max_bins = max_bins
-        self.n_pixels = 0
-        self._pages = np.empty(0, np.intp)  # leading bits of each page, in the order the pages were opened
-        # 32 bits while they suffice: half the memory traffic, which is what the time goes into.
-        self._bins: NDArray[np.unsignedinteger] = np.zeros(0, np.uint32)
-        self._offset = np.full(_PAGES, _UNOPENED, np.int64)  # (key >> shift) + offset = place of the key's bin
-        self._scratch = np.empty(0, np.int64)
-
-    def count(self, keys: NDArray[np.uint32], times: NDArray[np.unsignedinteger] | None = None) -> None:
-        self.n_pixels += keys.size if times is None else int(times.sum(dtype=np.int64))
-        if self.n_pixels > np.iinfo(np.uint32).max:
-            self._bins = self._bins.astype(np.uint64, copy=False)
-        places = self._places(keys)  # first: it may replace the bins
-        np.add.at(self._bins, places, self._bins.dtype.type(1) if times is None else times)
-
-    def include(self, other: _BitHistogram) -> None:
-        while self.shift < other.shift:
-            self._halve()
-        page_size = 1 << (_PAGE_BITS - other.shift)
-        for start, page in zip(range(0, other._bins.size, page_size), other._pages.tolist(), strict=False):
-            bins = other._bins[start : start + page_size]
-            used = np.flatnonzero(bins)
-            self.count((page << _PAGE_BITS | used << other.shift).astype(np.uint32), bins[used])
-
-    def ranks(self, keys: NDArray[np.uint32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """For each of these (K,) ascending keys, pixels in lower bins, and pixels in lower bins or its own."""
-        below = np.empty(keys.size, np.int64)
-        up_to = np.empty(keys.size, np.int64)
-        page_size = 1 << (_PAGE_BITS - self.shift)
-        passed = 0
-        for slot in np.argsort(self._pages).tolist():
-            page = int(self._pages[slot])
-            bounds = np.array([page << _PAGE_BITS, (page << _PAGE_BITS) + (1 << _PAGE_BITS) - 1], np.uint32)
-            first, last = np.searchsorted(keys, bounds[0], "left"), np.searchsorted(keys, bounds[1], "right")
-            bins = self._bins[slot * page_size : (slot + 1) * page_size]
-            if first == last:
-                passed += int(bins.sum(dtype=np.int64))
-                continue
-            cumulated = passed + np.cumsum(bins, dtype=np.int64)
-            places = (keys[first:last].astype(np.int64) & ((1 << _PAGE_BITS) - 1)) >> self.shift
-            up_to[first:last] = cumulated[places]
-            below[first:last] = cumulated[places] - bins[places].astype(np.int64)
-            passed = int(cumulated[-1])
-        return below, up_to
-
-    def _places(self, keys: NDArray[np.uint32]) -> NDArray[np.int64]:
-        """Where in the bins each key is counted; valid until the next call."""
-        if self._scratch.size < keys.size:
-            self._scratch = np.empty(keys.size, np.int64)
-        pages = keys >> np.uint32(_PAGE_BITS)
-        # Pages are always in range; "clip" only spares `take` the copy of `out` that "raise" makes.
-        places = np.take(self._offset, pages, out=self._scratch[: keys.size], mode="clip")
-        places += keys >> np.uint32(self.shift)
-        if places.size and places.min() < 0:
-            self._open(np.unique(pages[places < 0]))
-            return self._places(keys)
-        return places
-
-    def _open(self, pages: NDArray[np.uint32]) -> None:
-        self._pages = np.concatenate([self._pages, pages.astype(np.intp)])
-        while self._pages.size << (_PAGE_BITS - self.shift) > self.max_bins:
-            self._halve()
-        needed = self._pages.size << (_PAGE_BITS - self.shift)
-        if needed > self._bins.size:
-            grown = np.zeros(max(needed, min(2 * self._bins.size, self.max_bins)), self._bins.dtype)
-            grown[: self._bins.size] = self._bins
-            self._bins = grown
-        self._place()
-
-    def _halve(self) -> None:
-        self.shift += 1
-        self._bins = self._bins.reshape(-1, 2).sum(axis=1, dtype=self._bins.dtype)
-        self._place()
-
-    def _place(self) -> None:
-        self._offset[self._pages] = (np.arange(self._pages.size) - self._pages) << (_PAGE_BITS - self.shift)
-
-
-def _check_regions(regions: NDArray[np.integer], shape: tuple[int, ...]) -> NDArray[np.intp]:
-    """(H*W,) the regions, when they fit a map of this shape."""
+def _marked(regions: NDArray[np.integer], shape: tuple[int, ...]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """(M,) where the defect pixels of a flattened map are, and (M,) their regions, when they fit its shape."""
     if regions.shape != shape or regions.dtype.kind not in "iu":
         raise UsageError(
             f"regions must be integers of shape {shape}, one for each pixel of the anomaly map, "
             f"but got {regions.dtype} of shape {regions.shape}"
         )
-    if regions.size and not (regions.min() >= 0 and regions.max() <= regions.size):
+    at = np.flatnonzero(regions != 0)
+    ids = regions.ravel()[at]
+    if at.size and not (ids.min() >= 0 and ids.max() <= regions.size):
         raise UsageError(
             f"regions are numbered from {regions.min()} to {regions.max()}; expected 0 on good pixels and 1, 2, ... on "
             "the connected regions"
         )
-    return regions.ravel().astype(np.intp, copy=False)
+    return at, ids.astype(np.intp, copy=False)
 
 
-def _ordered_keys(anomaly_map: NDArray[np.float32]) -> NDArray[np.uint32]:
-    """(H*W,) unsigned integers in the order of the scores; equal scores, 0.0 and -0.0 too, give equal keys."""
+def _finite_bits(anomaly_map: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """(H*W,) integers which, their sign flipped, are in the order of the scores; 0.0 and -0.0 give the same."""
     if anomaly_map.ndim != 2 or anomaly_map.dtype != np.float32:
         raise UsageError(
             f"an anomaly map must be float32 of shape (H, W), but got {anomaly_map.dtype} of shape {anomaly_map.shape}"
         )
     bits = np.ascontiguousarray(anomaly_map).view(np.uint32).ravel()
     if bits.size == 0 or bits.max() < _INFINITY:  # no sign bit, no infinity, no NaN: by far the usual map
-        return bits ^ _SIGN
+        return bits
     if not np.isfinite(anomaly_map).all():
         raise UsageError(
             "an anomaly map holds NaN or infinity; expected finite scores: the model that gave it is broken"
         )
     bits = (anomaly_map + np.float32(0)).view(np.uint32).ravel()  # -0.0 + 0.0 is 0.0
-    return np.where(bits & _SIGN, ~bits, bits ^ _SIGN)
+    return np.where(bits & _SIGN, ~bits ^ _SIGN, bits)
 
 
 def _summarise(
@@ -405,58 +346,81 @@ def _summarise(
     none = np.empty((0, 2))
     if n_good == 0 or n_defect == 0:
         return Curves(None, None, None, None, None, n_good, n_defect, n_regions, exact, none, none)
-    above, tied, hits, overlap = good_above[::-1], good_tied[::-1], n_tied[::-1], overlap[::-1]  # strictest first
-    found = np.cumsum(hits)
-    alarms = found + above + tied
-    auroc = 1.0 - float(np.sum(hits / n_defect * ((above + 0.5 * tied) / n_good)))
-    ap = float(np.sum(hits * (found / alarms))) / n_defect  # in this order a perfect ranking gives 1 without rounding
-    f1_max = float(np.max(2 * found / (alarms + n_defect)))
-    rate = _corners(above / n_good, (above + tied) / n_good)
-    recall = _corners((found - hits) / n_defect, found / n_defect)
-    roc = _thin(rate, recall)
+    # Strictest first, and in float64, which holds these counts exactly.
+    above, up_to = (np.array(each[::-1], np.float64) for each in (good_above, good_above + good_tied))
+    hits, overlap = np.array(n_tied[::-1], np.float64), np.array(overlap[::-1])
+    found, middle = np.cumsum(hits), (above + up_to) / 2
+    precision, f1 = 0.0, 0.0
+    for start in range(0, hits.size, CHUNK):
+        part = slice(start, start + CHUNK)
+        alarms = found[part] + up_to[part]
+        precision += float(np.sum(hits[part] * (found[part] / alarms)))
+        f1 = max(f1, float(np.max(found[part] / (alarms + n_defect))))
+    auroc = 1.0 - float(np.dot(hits, middle)) / n_defect / n_good
+    ap = precision / n_defect  # in this order a perfect ranking gives 1 without rounding
+    roc = _draw(above, up_to, found - hits, found, n_good)
     if n_regions == 0:
-        return Curves(auroc, ap, f1_max, None, None, n_good, n_defect, n_regions, exact, roc, none)
+        return Curves(auroc, ap, 2 * f1, None, None, n_good, n_defect, n_regions, exact, roc, none)
     covered = np.cumsum(overlap)  # the last is n_regions but for rounding, and the curve has to end at 1
-    mean_overlap = _corners((covered - overlap) / covered[-1], covered / covered[-1])
+
+    def aupro(limit: float) -> float:
+        """Up to so many false positives: a level's share is lost up to the middle of those it is found between."""
+        cut = int(np.searchsorted(up_to, limit, "right"))
+        lost = float(np.dot(overlap[:cut], middle[:cut]))
+        if cut < overlap.size:
+            lost += limit * float(covered[-1] - covered[cut] + overlap[cut])
+            if above[cut] < limit:  # the limit cuts this level: part of it is found
+                lost -= float(overlap[cut] * (limit - above[cut]) ** 2 / (up_to[cut] - above[cut])) / 2
+        return 1.0 - lost / float(covered[-1]) / limit
+
+    end = int(np.searchsorted(above, AUPRO_LIMIT * n_good)) + 1  # with the level that is reached behind the limit
+    pro = _draw(above[:end], up_to[:end], (covered - overlap)[:end], covered[:end], n_good, float(covered[-1]))
     return Curves(
         auroc,
         ap,
-        f1_max,
-        _area_up_to(rate, mean_overlap, AUPRO_LIMIT),
-        _area_up_to(rate, mean_overlap, AUPRO_STRICT_LIMIT),
+        2 * f1,
+        aupro(AUPRO_LIMIT * n_good),
+        aupro(AUPRO_STRICT_LIMIT * n_good),
         n_good,
         n_defect,
         n_regions,
         exact,
         roc,
-        _thin(*_cut(rate, mean_overlap, AUPRO_LIMIT)),
+        _cut(pro, AUPRO_LIMIT),
     )
 
 
-def _corners(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(2K + 2,) one coordinate of a curve: (0, the corners before and after each level, 1)."""
-    return np.concatenate([[0.0], np.stack([before, after], axis=1).ravel(), [1.0]])
+def _draw(
+    above: NDArray[np.float64],
+    up_to: NDArray[np.float64],
+    before: NDArray[np.float64],
+    after: NDArray[np.float64],
+    n_good: int,
+    whole: float | None = None,
+) -> NDArray[np.float64]:
+    """At most `PLOT_POINTS` corners of a rising curve, evenly spaced along it, both ends included.
+
+    Args:
+        above: (K,) false positives before each level, strictest first.
+        up_to: (K,) and after it.
+        before: (K,) what is found before each level.
+        after: (K,) and after it.
+        n_good: What false positives are divided by.
+        whole: What is found is divided by this. None: by the last of it.
+    """
+    whole = whole or float(after[-1])
+    room = PLOT_POINTS // 2 - 2  # each level has two corners
+    at = np.append(np.arange(0, above.size - 1, above.size // CHUNK + 1), above.size - 1)
+    if at.size > room:
+        way = up_to[at] / n_good + after[at] / whole
+        at = at[np.unique(np.searchsorted(way, np.linspace(way[0], way[-1], room)).clip(max=at.size - 1))]
+    x = np.stack([above[at], up_to[at]], axis=1).ravel() / n_good
+    y = np.stack([before[at], after[at]], axis=1).ravel() / whole
+    return np.concatenate([[[0.0, 0.0]], np.stack([x, y], axis=1), [[1.0, 1.0]]])
 
 
-def _cut(
-    x: NDArray[np.float64], y: NDArray[np.float64], limit: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _cut(curve: NDArray[np.float64], limit: float) -> NDArray[np.float64]:
     """The curve up to x = limit, its last point interpolated linearly."""
-    end = int(np.searchsorted(x, limit, "left"))  # x[end - 1] < limit <= x[end]
-    share = (limit - x[end - 1]) / (x[end] - x[end - 1])
-    return np.append(x[:end], limit), np.append(y[:end], y[end - 1] + share * (y[end] - y[end - 1]))
-
-
-def _area_up_to(x: NDArray[np.float64], y: NDArray[np.float64], limit: float) -> float:
-    x, y = _cut(x, y, limit)
-    return float(np.sum(np.diff(x) * (y[1:] + y[:-1])) / 2 / limit)
-
-
-def _thin(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """At most `PLOT_POINTS` corners of a rising curve, evenly spaced along it, both ends included."""
-    if x.size > PLOT_POINTS:
-        way = x + y
-        at = np.searchsorted(way, np.linspace(way[0], way[-1], PLOT_POINTS))
-        at = np.unique(np.concatenate([[0], np.clip(at, 0, x.size - 1)[1:-1], [x.size - 1]]))
-        x, y = x[at], y[at]
-    return np.stack([x, y], axis=1)
+    end = int(np.searchsorted(curve[:, 0], limit))  # x[end - 1] < limit <= x[end]
+    share = (limit - curve[end - 1, 0]) / (curve[end, 0] - curve[end - 1, 0])
+    return np.concatenate([curve[:end], [[limit, curve[end - 1, 1] + share * (curve[end, 1] - curve[end - 1, 1])]]])
