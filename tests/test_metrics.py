@@ -449,6 +449,22 @@ class TestBoundedMemory:
         assert found.aupro_30 == pytest.approx(brute_aupro(maps, regions, 0.3), abs=1e-10)
         assert found.n_defect == 5 * np.count_nonzero(marked)
 
+    def test_a_score_that_outgrows_its_bin_is_counted_all_the_same(self):
+        rng = np.random.default_rng(47)
+        few = [np.float32(rng.integers(1, 4, (300, 301)) / 4) for _ in range(4)]
+        few[0] = rng.random((300, 301), np.float32) + np.float32(0.25)  # fits bins of one byte
+        regions = [np.int32(rng.random((300, 301)) < 0.05 * each) for each in few]
+        curves = PixelCurves(exact_pixels=0)
+        sizes = []
+        for each, marked in zip(few, regions, strict=True):
+            curves.add(each, marked)
+            curves.results()
+            sizes.append(curves._histogram._bins.itemsize)
+        assert sizes == [1, 2, 2, 4]
+        pixels, marked = np.concatenate([*map(np.ravel, few)]), np.concatenate([*map(np.ravel, regions)]) > 0
+        exact = rank_images(pixels[~marked], pixels[marked])
+        assert numbers(curves.results())[:3] == pytest.approx(numbers(exact)[:3], abs=EXACT)
+
     def test_more_pixels_than_32_bits_count(self):
         curves = PixelCurves(exact_pixels=0)
         curves.add(np.float32([[0.1, 0.5, 0.9]]), np.array([[0, 1, 0]]))
