@@ -134,7 +134,8 @@ class Verdict:
         threshold: An image is rejected when its score is above this; with a minimum area, only if a region is left.
         p_value: Share of good parts that would look at least this bad, from the held-out good images.
         regions: Where the anomaly map exceeds the pixel threshold, largest peak first.
-        anomaly_map: (H, W) float32 at the image's own size.
+        anomaly_map: (H, W) float32 at the image's own size; of a very large image read from a temporary file as it is
+            looked at, and then read-only.
         model_id: The model that said it.
         elapsed_ms: Time from the decoded image to this verdict, in milliseconds; decoding is not inside.
         zones: One for each zone that is judged by itself.

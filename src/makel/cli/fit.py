@@ -31,6 +31,10 @@ def fit(
     backbone: Annotated[str | None, typer.Option(help="Where features come from: see 'makel weights list'.")] = None,
     blocks: Annotated[str | None, typer.Option(help="Backbone blocks to use, such as 2,3.", metavar="N,N")] = None,
     size: Annotated[int | None, typer.Option(min=32, help="Side of the image the model sees, in pixels.")] = None,
+    tile: Annotated[
+        int | None, typer.Option(min=32, help="Cut images into tiles of this side, in their own pixels.")
+    ] = None,
+    overlap: Annotated[str, typer.Option(help="Pixels that tiles share; auto for a quarter of one.")] = "auto",
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
     false_reject: Annotated[float, typer.Option(help="Share of good parts that may be rejected.")] = 0.01,
     calibrate: Annotated[
@@ -71,6 +75,8 @@ def fit(
             backbone=backbone,
             blocks=chosen,
             size=size,
+            tile=tile,
+            overlap=overlap,
             epochs=epochs,
             false_reject=false_reject,
             calibrate=calibrate.value,

@@ -57,16 +57,17 @@ def _results(inspector: Inspector, files: list[Path], out: Path | None) -> Itera
     if out is None:
         yield from inspector.inspect_all(files)
         return
-    from makel.images import read
+    from makel.images import read, read_reduced
     from makel.model import overlay
 
     names = overlay.names(files)
     for name, (path, result) in zip(names, inspector.inspect_all(files), strict=True):
         if not isinstance(result, MakelError):
+            tiled = inspector.manifest.tiling is not None
             overlay.write(
                 out,
                 name,
-                read(path),
+                read_reduced(path, overlay.LONGEST_PX) if tiled else read(path),
                 result,
                 inspector.calibration.pixel_threshold,
                 white_level=inspector.manifest.preprocessing.white_level,

@@ -67,11 +67,13 @@ def info(
             f"{manifest.backbone.name}, blocks {blocks} "
             f"({manifest.backbone.licence}, SHA-256 {manifest.backbone.weights_sha256[:16]}...)"
         )
+    tiling = manifest.tiling
+    taken = f"tiles of {tiling.tile_px} px sharing {tiling.overlap_px}, seen" if tiling else "seen"
     rows = {
         "model": manifest.model_id,
         "method": f"{manifest.method.name}, preset {manifest.method.preset}",
         "backbone": backbone,
-        "images": f"{preparation.colour}, seen at {preparation.size} x {preparation.size} px",
+        "images": f"{preparation.colour}, {taken} at {preparation.size} x {preparation.size} px",
         "fitted on": f"{provenance.data_name}: {provenance.n_fit} good images, {provenance.n_calibrate} to calibrate",
         "fitted at": f"{provenance.created} in {seconds:.0f} s, makel {manifest.makel_version}",
         "threshold": f"{calibration.image_threshold:.6g} for images, {calibration.pixel_threshold:.6g} for pixels",

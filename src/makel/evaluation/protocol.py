@@ -11,14 +11,18 @@ Nothing is learned from the test images: no threshold, no scaling, no choice of 
    images.
 5. What a zone of the model ignores is no part of pixels or regions. A defect that lies there wholly still counts among
    the images: it is one that the model passes by design.
-6. Latency is that of `Inspector.inspect` on one decoded image at a time, after everything else, when no decoding runs
-   beside it.
+6. A model with tiles has maps as large as its images. They and the masks are reduced by the whole number that brings a
+   tile to the model's input size, or a larger one where the longer side would still be over 2048: a pixel counts with
+   the highest score of those it stands for, and as defect if any of them is. Rules 1 to 4 then hold at that size.
+7. Latency is that of `Inspector.inspect` on one decoded image at a time, after everything else, when no decoding runs
+   beside it. With tiles it is that of every image as it is inspected, reading and decoding left out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Protocol
@@ -31,14 +35,19 @@ from makel.calibration import Calibration
 from makel.errors import DatasetError, ImageError, ModelFolderError
 from makel.evaluation.metrics import Curves, PixelCurves, rank_images, rate_interval
 from makel.evaluation.pictures import Exhibit, Gallery
-from makel.images import decode_all, prepare, read, shown
+from makel.images import MAX_PIXELS, decode_all, prepare, read, read_reduced, reduction, shown
 from makel.model.manifest import Manifest
-from makel.model.rules import Rules
+from makel.model.map_store import reduce_peaks
+from makel.model.rules import Judgement, Rules
+from makel.model.tiling import Tiling
 from makel.types import Sample, Scores, Verdict
 
 LATENCY_CALLS = 100
 LATENCY_LIMIT_S = 15.0
 """Latency is measured over this many calls, or until so much time has passed."""
+
+LARGE_SIDE_PX = 2048
+"""Longest side at which the map of an image in tiles is measured and shown."""
 
 _WARM_UP_CALLS = 3
 _KEPT_IMAGES = 8
@@ -59,8 +68,8 @@ class Inspecting(Protocol):
     def calibration(self) -> Calibration:
         """The thresholds."""
 
-    def inspect(self, image: NDArray[Any], /) -> Verdict:
-        """The verdict on decoded pixels."""
+    def inspect(self, image: Path | NDArray[Any], /) -> Verdict:
+        """The verdict on a file or decoded pixels."""
 
     def scores(self, images: NDArray[np.float32], /) -> Scores[NDArray[np.float32]]:
         """Raw scores of prepared images."""
@@ -280,11 +289,14 @@ def evaluate(
             "images and of defects, such as test/good and test/scratch"
         )
     run = _Run(inspector, labelled)
-    for done, (sample, image) in enumerate(_decoded(labelled, workers), start=1):
-        run.take(sample, image)
+    tiling = inspector.manifest.tiling
+    for done, _ in enumerate(run.take_all(workers, tiling), start=1):
         if progress is not None:
             progress("evaluate", done, len(labelled))
-    latency = _measure_latency(inspector, run.kept, run.kept_scores, progress)
+    if tiling is None:
+        latency = _measure_latency(inspector, run.kept, run.kept_scores, progress)
+    else:
+        latency = _latency(run.elapsed_ms, len(run.elapsed_ms))
     kinds = sorted(run.pixels.keys() - {"good"})
     good_scores = [outcome.score for outcome in run.outcomes if outcome.label == "good"]
     good_pixels = run.pixels.get("good", PixelCurves())
@@ -318,7 +330,7 @@ class _Run:
     """What accumulates while images go by."""
 
     def __init__(self, inspector: Inspecting, samples: Sequence[Sample]) -> None:
-        self._inspector = inspector
+        self._inspector, self._samples = inspector, samples
         self._rules = Rules(inspector.manifest)
         self._has_masks = any(sample.mask_path is not None for sample in samples)
         self.outcomes: list[Outcome] = []
@@ -329,6 +341,18 @@ class _Run:
         self.gallery = Gallery(white_level=inspector.manifest.preprocessing.white_level)
         self.kept: list[NDArray[Any]] = []
         self.kept_scores: list[float] = []
+        self.elapsed_ms: list[float] = []
+
+    def take_all(self, workers: int, tiling: Tiling | None) -> Iterator[None]:
+        """Take every sample; yields after each."""
+        if tiling is None:
+            for sample, image in _decoded(self._samples, workers):
+                self.take(sample, image)
+                yield
+        else:
+            for sample in self._samples:
+                self.take_tiles(sample, tiling)
+                yield
 
     def take(self, sample: Sample, image: NDArray[Any] | ImageError) -> None:
         try:
@@ -348,6 +372,36 @@ class _Run:
                 "fit again"
             )
         judgement = self._rules.judge(raw, anomaly_map, width_px, height_px)
+        truth = self._truth(sample, image.shape[:2], self._shrink)
+        self._record(sample, judgement, image, anomaly_map, truth, seen=self._rules.layout.seen)
+        self._keep(image, judgement.score)
+
+    def take_tiles(self, sample: Sample, tiling: Tiling) -> None:
+        """The same for a model with tiles, which reads the file as it goes."""
+        try:
+            verdict = self._inspector.inspect(sample.image_path)
+        except ImageError as error:
+            self.failures.append((sample.image_path, str(error)))
+            return
+        shape = verdict.anomaly_map.shape
+        size = self._inspector.manifest.preprocessing.size
+        factor = max(1, tiling.tile_px // size, reduction(shape, LARGE_SIDE_PX))
+        picture = read_reduced(sample.image_path, max(1, max(shape) // factor))
+        truth = self._truth(sample, shape, partial(reduce_peaks, factor=factor))
+        judgement = Judgement(verdict.verdict == "reject", verdict.score, verdict.p_value, verdict.zones)
+        self._record(sample, judgement, picture, reduce_peaks(verdict.anomaly_map, factor), truth)
+        self.elapsed_ms.append(verdict.elapsed_ms)
+
+    def _record(
+        self,
+        sample: Sample,
+        judgement: Judgement,
+        picture: NDArray[Any],
+        anomaly_map: NDArray[np.float32],
+        truth: NDArray[np.uint8] | None,
+        *,
+        seen: NDArray[np.bool_] | None = None,
+    ) -> None:
         outcome = Outcome(
             path=sample.image_path,
             label="good" if sample.label == "good" else "defect",
@@ -357,37 +411,36 @@ class _Run:
             rejected=judgement.rejected,
         )
         self.outcomes.append(outcome)
-        truth = None
-        if outcome.label == "defect":
-            truth = self._truth(sample, image.shape[:2], anomaly_map.shape)
-            self.n_unmarked += truth is None
+        self.n_unmarked += outcome.label == "defect" and truth is None
         pixels = self.pixels.setdefault(outcome.kind, PixelCurves())
+
+        def pick(values: NDArray[Any]) -> NDArray[Any]:
+            return values if seen is None else values[seen][np.newaxis]
+
         # Without a single mask the pixels of good images would be all there is.
-        seen = self._rules.layout.seen
         if self._has_masks and outcome.label == "good":
-            pixels.add(anomaly_map[seen][np.newaxis])
+            pixels.add(pick(anomaly_map))
         elif truth is not None:
-            pixels.add(anomaly_map[seen][np.newaxis], _regions(truth)[seen][np.newaxis])
+            pixels.add(pick(anomaly_map), pick(_regions(truth)))
         self.gallery.offer(
             outcome.path,
             outcome.kind,
             outcome.score,
-            image,
+            picture,
             anomaly_map,
             truth,
             rejected=outcome.rejected,
             p_value=outcome.p_value,
         )
-        self._keep(image, outcome.score)
 
     def _truth(
-        self, sample: Sample, image_shape: tuple[int, ...], map_shape: tuple[int, ...]
+        self, sample: Sample, image_shape: tuple[int, ...], shrink: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
     ) -> NDArray[np.uint8] | None:
-        """(H, W) uint8 of the map's size, 1 on defect; None where there is no mask, or none that can be used."""
-        if sample.mask_path is None:
+        """(H, W) uint8 of the map's size, 1 on defect; None where there is no defect or mask, or none to be used."""
+        if sample.label == "good" or sample.mask_path is None:
             return None
         try:
-            mask = read(sample.mask_path)
+            mask = read(sample.mask_path, max_pixels=max(MAX_PIXELS, image_shape[0] * image_shape[1]))
             if mask.shape[:2] != image_shape:
                 raise ImageError(
                     f"{shown(sample.mask_path)} is {mask.shape[1]}x{mask.shape[0]} and its image "
@@ -397,12 +450,17 @@ class _Run:
             self.failures.append((sample.mask_path, str(error)))
             return None
         marked = np.asarray(mask.reshape(*mask.shape[:2], -1).max(axis=2) > 0, np.uint8)
-        size = (map_shape[1], map_shape[0])
-        truth = np.asarray(cv2.resize(marked, size, interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
-        truth[~self._rules.layout.seen] = 0
+        truth = shrink(marked)
         if not truth.any():  # all its pixels would count as good, those on the defect too
             self.blank_masks.append(sample.mask_path)
             return None
+        return truth
+
+    def _shrink(self, marked: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W) at the model's input size, each pixel that of the nearest, 0 where nothing is inspected."""
+        seen = self._rules.layout.seen
+        truth = np.asarray(cv2.resize(marked, seen.shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+        truth[~seen] = 0
         return truth
 
     def _keep(self, image: NDArray[Any], score: float) -> None:
@@ -440,8 +498,14 @@ def _measure_latency(
             progress("latency", call + _WARM_UP_CALLS + 1, LATENCY_CALLS + _WARM_UP_CALLS)
         if elapsed_ms and perf_counter() - started > LATENCY_LIMIT_S:
             break
+    return _latency(elapsed_ms, min(len(images), len(elapsed_ms)))
+
+
+def _latency(elapsed_ms: Sequence[float], n_images: int) -> Latency | None:
+    if not elapsed_ms:
+        return None
     p50, p95, p99 = np.percentile(elapsed_ms, [50, 95, 99]).tolist()
-    return Latency(round(p50, 3), round(p95, 3), round(p99, 3), len(elapsed_ms), min(len(images), len(elapsed_ms)))
+    return Latency(round(p50, 3), round(p95, 3), round(p99, 3), len(elapsed_ms), n_images)
 
 
 def _regions(truth: NDArray[np.uint8]) -> NDArray[np.int32]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from math import ceil
@@ -21,13 +21,15 @@ from makel import __version__
 from makel.calibration import Calibration, images_needed
 from makel.evaluation import plots
 from makel.evaluation.pictures import Exhibit, Group, Heat, colours, data_uri, outline_truth, thumbnail
-from makel.evaluation.protocol import Evaluation, Outcome, Rate, figure
-from makel.images import Preparation, prepare, read, shown
+from makel.evaluation.protocol import LARGE_SIDE_PX, Evaluation, Outcome, Rate, figure
+from makel.images import Preparation, open_rows, prepare, read, read_reduced, reduction, shown
 from makel.model.layout import outline
 from makel.model.manifest import Draft
+from makel.model.map_store import MapStore, reduce_peaks
 from makel.model.overlay import draw_zones
+from makel.model.scan import Run, Scan
+from makel.model.tiling import Tiling
 from makel.model.zones import Zones
-from makel.types import Scores
 
 DOUBTFUL = 6
 """Good images a fit report shows."""
@@ -70,9 +72,10 @@ class DoubtfulImage:
 def find_doubtful(
     paths: Sequence[Path],
     scores: Sequence[float] | NDArray[np.floating],
-    run: Callable[[NDArray[np.float32]], Scores[NDArray[np.float32]]],
+    run: Run,
     preparation: Preparation,
     *,
+    tiling: Tiling | None = None,
     limit: int = DOUBTFUL,
 ) -> tuple[DoubtfulImage, ...]:
     """The good images a person should look at: those with the highest scores.
@@ -82,6 +85,7 @@ def find_doubtful(
         scores: (n,) their scores.
         run: Prepared images (N, 3, H, W) → scores and maps: `Session.run` or `Inspector.scores`.
         preparation: How the model takes images.
+        tiling: How it cuts them; image and map are then reduced to what a page shows.
         limit: How many.
 
     Returns:
@@ -93,10 +97,23 @@ def find_doubtful(
     chosen = np.argsort(-np.asarray(scores, np.float64), kind="stable")[:limit]
     found = []
     for index in chosen:
-        image = read(paths[index])
-        maps = run(prepare(image, preparation, name=shown(paths[index]))[np.newaxis]).anomaly_map
-        found.append(DoubtfulImage(paths[index], float(scores[index]), image, maps[0, 0]))
+        if tiling is None:
+            image = read(paths[index])
+            anomaly_map = run(prepare(image, preparation, name=shown(paths[index]))[np.newaxis]).anomaly_map[0, 0]
+        else:
+            image = read_reduced(paths[index], LARGE_SIDE_PX)
+            anomaly_map = _scan(paths[index], run, preparation, tiling)
+        found.append(DoubtfulImage(paths[index], float(scores[index]), image, anomaly_map))
     return tuple(found)
+
+
+def _scan(path: Path, run: Run, preparation: Preparation, tiling: Tiling) -> NDArray[np.float32]:
+    """The map of an image in tiles, reduced as `read_reduced` reduces the image."""
+    with open_rows(path) as rows:
+        store = MapStore(*rows.shape[:2])
+        for band in Scan(rows, tiling, preparation, run, name=shown(path)).bands():
+            store.add(band)
+        return reduce_peaks(store.finish(), reduction(rows.shape, LARGE_SIDE_PX))
 
 
 def write_evaluation_report(target: Path, evaluation: Evaluation, *, data_name: str = "") -> None:

@@ -101,7 +101,12 @@ def prepare(image: NDArray[Any], preparation: Preparation, *, name: str = "image
     return np.minimum(prepared, np.float32(1), out=prepared)
 
 
-def _check(image: NDArray[Any], preparation: Preparation, name: str) -> None:
+def check_pixels(image: NDArray[Any], name: str) -> None:
+    """Refuse what is no image by its shape or type.
+
+    Raises:
+        ImageError: It is neither (H, W), (H, W, 1) nor (H, W, 3), empty, or of a type that is not read.
+    """
     shape, dtype = image.shape, image.dtype
     if len(shape) not in (2, 3) or (len(shape) == 3 and shape[2] not in (1, 3)) or 0 in shape:
         raise ImageError(
@@ -110,6 +115,11 @@ def _check(image: NDArray[Any], preparation: Preparation, name: str) -> None:
         )
     if dtype not in (np.uint8, np.uint16, np.float32):
         raise ImageError(f"{name} is {dtype}; uint8, uint16, or float32 in [0, 1] was expected")
+
+
+def _check(image: NDArray[Any], preparation: Preparation, name: str) -> None:
+    check_pixels(image, name)
+    shape, dtype = image.shape, image.dtype
     # A comparison with NaN is false, so this refuses NaN as well.
     if dtype == np.float32 and not (image.min() >= 0 and image.max() <= 1):
         raise ImageError(f"{name} has values from {image.min()} to {image.max()}; float32 must lie in [0, 1]")

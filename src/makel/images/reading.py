@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 import cv2
 import numpy as np
@@ -21,6 +21,8 @@ from makel.images import containers, tiff
 from makel.images.containers import Header
 from makel.images.preparation import Preparation, prepare
 from makel.images.tags import Malformed
+
+Result = TypeVar("Result")
 
 MAX_PIXELS = 200_000_000
 """Largest image `read` decodes unless told otherwise: a 200 Mpx line scan passes, an image bomb does not."""
@@ -94,7 +96,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         ImageError: It is not a regular file, cannot be opened, is empty, cut short, of another type than its name says,
             or of a kind makel does not read: CMYK, animated, of several pages, of neither 8 nor 16 bits.
     """
-    with _opened(path) as (_, _, header):
+    with opened(path) as (_, _, header):
         return header
 
 
@@ -116,7 +118,7 @@ def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> NDArr
         ImageError: As `read_header`; or it has more than `max_pixels`, or is damaged. A file that is cut short is never
             returned in part. Damage amid a JPEG, which has no checksums, cannot always be told from a picture.
     """
-    with _opened(path) as (stream, size, header):
+    with opened(path) as (stream, size, header):
         return _pixels(stream, size, header, max_pixels)
 
 
@@ -171,10 +173,27 @@ def decode_all(
         except ImageError as error:
             return error
 
+    return work_ahead(work, map(Path, paths), workers=workers, ahead=ahead)
+
+
+def work_ahead(
+    work: Callable[[Path], Result], paths: Iterable[Path], *, workers: int, ahead: int
+) -> Iterator[tuple[Path, Result]]:
+    """Do something with files in threads, in their order; see `decode_all`.
+
+    Args:
+        work: What to do with each.
+        paths: Taken as they are needed.
+        workers: Threads.
+        ahead: Files done or being done before they are asked for.
+
+    Yields:
+        Each path with what `work` gave. Closing the iterator early drops what has not begun and waits for what has.
+    """
     pool = ThreadPoolExecutor(workers, thread_name_prefix="makel-decode")
-    waiting: deque[tuple[Path, Future[NDArray[Any] | ImageError]]] = deque()
+    waiting: deque[tuple[Path, Future[Result]]] = deque()
     try:
-        for path in map(Path, paths):
+        for path in paths:
             waiting.append((path, pool.submit(work, path)))
             if len(waiting) > ahead:
                 first, future = waiting.popleft()
@@ -235,7 +254,7 @@ def shown(path: str | os.PathLike[str]) -> str:
 
 
 @contextmanager
-def _opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int, Header]]:
+def opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int, Header]]:
     """A file, its size and its header; what goes wrong inside becomes an ImageError that names it."""
     size = file_size(path)
     with _named(path), Path(path).open("rb") as stream:

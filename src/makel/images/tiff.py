@@ -27,7 +27,7 @@ _LZW = 5
 _COMPRESSIONS = (1, _LZW, 8, 32773, 32946)
 """None, LZW, Deflate, PackBits, and the old number of Deflate."""
 
-_DAMAGE = (OSError, ValueError, TypeError, LookupError, SyntaxError, Warning, struct.error, zlib.error)
+DAMAGE = (OSError, ValueError, TypeError, LookupError, SyntaxError, Warning, struct.error, zlib.error)
 """What tifffile and Pillow raise over a damaged file; warnings are raised where the user made them errors."""
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _INDEXED = range(4)
@@ -100,17 +100,47 @@ def decode_tiff(stream: BinaryIO, size: int, header: Header) -> NDArray[Any]:
     tags, _ = read_tags(stream, size, _WANTED)
     try:
         pixels = _decode(stream, tags, header)
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise Malformed(f"is damaged: {' '.join(str(error).split())}; copy it again") from error
     if pixels.ndim == 2:
         return pixels
     return pixels[..., :3] if header.channels == 3 else pixels[..., 0]
 
 
+def streams(stream: BinaryIO, size: int, header: Header, max_segment_pixels: int) -> bool:
+    """Whether a TIFF file gives its rows without all of it in memory: upright, in one plane, plain values.
+
+    Args:
+        stream: The file.
+        size: Its bytes.
+        header: Its header.
+        max_segment_pixels: Largest compressed strip or tile.
+
+    Raises:
+        Malformed: It is damaged.
+    """
+    tags, _ = read_tags(stream, size, _WANTED)
+    compression = _first(tags, _COMPRESSION, 1)
+    separate = _first(tags, _PLANAR, 1) == 2 and _first(tags, _SAMPLES, 1) > 1
+    if header.orientation != 1 or separate or compression == _LZW or not _is_plain(tags):
+        return False
+    if _TILE_STARTS in tags:
+        segment = _first(tags, _TILE_WIDTH, 0) * _first(tags, _TILE_HEIGHT, 0)
+        return segment <= max_segment_pixels
+    rows = min(_first(tags, _STRIP_ROWS, header.height_px), header.height_px)
+    # Strips of an uncompressed file that follow each other are read row by row.
+    starts, lengths = tags[_STRIP_STARTS], tags[_STRIP_LENGTHS]
+    follow = all(start + length == after for start, length, after in zip(starts, lengths, starts[1:], strict=False))
+    return (compression == 1 and follow) or rows * header.width_px <= max_segment_pixels
+
+
+def _is_plain(tags: Tags) -> bool:
+    return _first(tags, _PHOTOMETRIC, -1) in (_BLACK_IS_ZERO, _RGB) and _first(tags, _BITS, 1) in (8, 16)
+
+
 def _decode(stream: BinaryIO, tags: Tags, header: Header) -> NDArray[Any]:
     stream.seek(0)
-    plain = _first(tags, _PHOTOMETRIC, -1) in (_BLACK_IS_ZERO, _RGB) and _first(tags, _BITS, 1) in (8, 16)
-    if plain and _first(tags, _COMPRESSION, 1) != _LZW:
+    if _is_plain(tags) and _first(tags, _COMPRESSION, 1) != _LZW:
         return _with_tifffile(stream, separate=_first(tags, _PLANAR, 1) == 2 and _first(tags, _SAMPLES, 1) > 1)
     if header.bit_depth == 16:
         return _with_opencv(stream)

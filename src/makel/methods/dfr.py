@@ -108,6 +108,8 @@ class Config(DetectorConfig):
             "schedule": "constant",
         },
     }
+    # How bright a tile is says what is in it.
+    for_tiles: ClassVar[dict[str, Any]] = {"standardise": False}
 
 
 class RegionalAverage(nn.Module):

@@ -77,6 +77,8 @@ class Config(DetectorConfig):
             "top": 0.0,
         },
     }
+    # How bright a tile is says what is in it.
+    for_tiles: ClassVar[dict[str, Any]] = {"standardise": False}
 
 
 class Nearest(Detector):

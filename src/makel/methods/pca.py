@@ -62,6 +62,8 @@ class Config(DetectorConfig):
             "top": 0.0,
         },
     }
+    # How bright a tile is says what is in it.
+    for_tiles: ClassVar[dict[str, Any]] = {"standardise": False}
 
 
 class PCA(Detector):

@@ -117,6 +117,8 @@ class Config(DetectorConfig):
             "schedule": "constant",
         },
     }
+    # A tile stands anywhere, and how bright it is says what is in it: a blank one would become all noise.
+    for_tiles: ClassVar[dict[str, Any]] = {"shared_position": True, "standardise": False}
 
 
 class SkipAE(Detector):

@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 
 from makel.calibration import Calibration
 from makel.errors import ImageError, MakelError, ModelFolderError, UsageError
-from makel.images import decode_all, prepare, read, shown
+from makel.images import DecodedRows, Rows, decode_all, open_rows, prepare, read, shown
 from makel.model.folder import ModelFolder, open_folder
 from makel.model.manifest import Manifest
-from makel.model.rules import Rules
+from makel.model.map_store import MapStore
+from makel.model.rules import Judgement, Rules
+from makel.model.scan import Scan
 from makel.model.session import Runner, open_session
-from makel.types import Scores, Verdict
+from makel.model.tiling import Tiling
+from makel.types import Region, Scores, Verdict
 
 Image = str | os.PathLike[str] | NDArray[Any]
 """A file, or (H, W), (H, W, 1) or (H, W, 3) RGB pixels: uint8, uint16, or float32 in [0, 1]."""
@@ -27,9 +30,12 @@ Image = str | os.PathLike[str] | NDArray[Any]
 
 @dataclass(frozen=True)
 class Prepared:
-    """An image as the model takes it, and what the verdict needs of the original, which need not be kept."""
+    """An image as the model takes it, and what the verdict needs of the original, which need not be kept.
 
-    image: NDArray[np.float32]
+    For a model with tiles `image` is the original.
+    """
+
+    image: NDArray[Any]
     height_px: int
     width_px: int
     name: str
@@ -102,6 +108,8 @@ class Inspector:
             ImageError: The image cannot be read, or is not of the kind the model was fitted on.
             ModelFolderError: The model gives a number that is not finite.
         """
+        if (tiling := self.manifest.tiling) is not None:
+            return self._inspect_tiles(image, tiling)
         if isinstance(image, (str, os.PathLike)):
             prepared = self.prepare(read(image), shown(image))
         else:
@@ -118,6 +126,8 @@ class Inspector:
             batch: Images the model takes at once. Scores do not depend on it beyond `manifest.parity.score_tolerance`.
             workers: Threads that decode.
 
+        A model with tiles reads one image at a time as it goes through them; there is nothing to set.
+
         Returns:
             Each path with its verdict, or with the error that keeps this one image from having one. `elapsed_ms` of a
             verdict holds its share of the batch.
@@ -128,13 +138,16 @@ class Inspector:
         """
         if batch < 1 or workers < 1:
             raise UsageError(f"batch={batch} and workers={workers} must both be at least 1")
+        if (tiling := self.manifest.tiling) is not None:
+            return self._inspect_all_tiles(map(Path, paths), tiling)
         return self._inspect_all(map(Path, paths), batch, workers)
 
     def prepare(self, pixels: NDArray[Any], name: str = "image") -> Prepared:
         """An image as the model takes it: the part of `inspect` that other threads can do ahead of the model.
 
         Args:
-            pixels: (H, W), (H, W, 1) or (H, W, 3) RGB; uint8, uint16, or float32 in [0, 1]. Not kept.
+            pixels: (H, W), (H, W, 1) or (H, W, 3) RGB; uint8, uint16, or float32 in [0, 1]. Kept only for a model with
+                tiles.
             name: What to call the image in an error.
 
         Raises:
@@ -142,17 +155,22 @@ class Inspector:
         """
         started = perf_counter()
         self.rules.zones.check_aspect(pixels.shape[1], pixels.shape[0], name)
-        image = prepare(pixels, self.manifest.preprocessing, name=name)
+        image: NDArray[Any] = prepare(pixels, self.manifest.preprocessing, name=name)
+        if self.manifest.tiling is not None:
+            image = pixels  # of the kind the model was fitted on, as is known now
         return Prepared(image, pixels.shape[0], pixels.shape[1], name, perf_counter() - started)
 
     def judge(self, batch: Sequence[Prepared]) -> list[Verdict]:
         """The verdicts on images that `prepare` of this inspector gave, in their order, in one run of the model.
 
         Raises:
+            ImageError: Tiles of one are in colour, and the model was fitted on grey.
             ModelFolderError: The model gives a number that is not finite.
         """
         if not batch:
             return []
+        if (tiling := self.manifest.tiling) is not None:
+            return [self._scan(DecodedRows(each.image), tiling, each.name, each.prepare_s) for each in batch]
         started = perf_counter()
         scores = self._runner.run(np.stack([prepared.image for prepared in batch]))
         run_s = (perf_counter() - started) / len(batch)
@@ -162,7 +180,7 @@ class Inspector:
         ]
 
     def scores(self, images: NDArray[np.float32]) -> Scores[NDArray[np.float32]]:
-        """Raw scores of prepared images, for measurements at the model's own size.
+        """Raw scores of prepared images, for measurements at the model's own size; of a model with tiles, of tiles.
 
         Args:
             images: (N, 3, H, W) float32 RGB in [0, 1] from `makel.images.prepare`.
@@ -209,6 +227,42 @@ class Inspector:
         anomaly_map = self.rules.enlarge(small, prepared.width_px, prepared.height_px)
         regions = self.rules.find(anomaly_map)
         judgement = self.rules.decide(score, small, regions)
+        return self._say(judgement, regions, anomaly_map, prepared.prepare_s + run_s + perf_counter() - started)
+
+    def _inspect_all_tiles(self, paths: Iterator[Path], tiling: Tiling) -> Iterator[tuple[Path, Verdict | MakelError]]:
+        for path in paths:
+            try:
+                result: Verdict | MakelError = self._inspect_tiles(path, tiling)
+            except ImageError as error:
+                result = error
+            yield path, result
+
+    def _inspect_tiles(self, image: Image, tiling: Tiling) -> Verdict:
+        if isinstance(image, (str, os.PathLike)):
+            with open_rows(image) as rows:
+                return self._scan(rows, tiling, shown(image))
+        return self._scan(DecodedRows(image), tiling, "image")
+
+    def _scan(self, rows: Rows, tiling: Tiling, name: str, prepare_s: float = 0.0) -> Verdict:
+        started = perf_counter()
+        height_px, width_px = rows.shape[:2]
+        scan = Scan(rows, tiling, self.manifest.preprocessing, self._runner.run, name=name)
+        anomaly_map, stream = MapStore(height_px, width_px), self.rules.follow(width_px, height_px)
+        for band in scan.bands():
+            anomaly_map.add(band)
+            stream.add(band)
+        regions = self.rules.measure(stream.finish(), width_px, height_px)
+        judgement = self.rules.decide(scan.score, None, regions)
+        elapsed_s = prepare_s + perf_counter() - started - scan.reading_s
+        return self._say(judgement, regions, anomaly_map.finish(), elapsed_s)
+
+    def _say(
+        self,
+        judgement: Judgement,
+        regions: tuple[Region, ...],
+        anomaly_map: NDArray[np.float32],
+        elapsed_s: float,
+    ) -> Verdict:
         return Verdict(
             verdict="reject" if judgement.rejected else "pass",
             score=judgement.score,
@@ -217,6 +271,6 @@ class Inspector:
             regions=regions,
             anomaly_map=anomaly_map,
             model_id=self.model_id,
-            elapsed_ms=1000 * (prepared.prepare_s + run_s + perf_counter() - started),
+            elapsed_ms=1000 * elapsed_s,
             zones=judgement.zones,
         )

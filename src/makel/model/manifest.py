@@ -19,6 +19,7 @@ import makel
 from makel.calibration import Calibration
 from makel.errors import MakelError, ModelFolderError
 from makel.images import Preparation
+from makel.model.tiling import Tiling
 from makel.model.zones import Zones
 
 SCHEMA_VERSION: Literal[1] = 1
@@ -98,6 +99,7 @@ class Provenance(Section):
         data_digest: `makel.datasets.digest` of the good images.
         n_fit: Number of good images fitted on.
         n_calibrate: Number of good images the thresholds come from.
+        n_tiles: Number of tiles fitted on, of a tiled model; 0 of one that takes images whole.
         seed: The seed of everything random.
         created: UTC time, ISO 8601.
         machine: Processor and system, in words.
@@ -109,6 +111,7 @@ class Provenance(Section):
     data_digest: str
     n_fit: int = Field(ge=1)
     n_calibrate: int = Field(ge=1)
+    n_tiles: int = Field(0, ge=0)
     seed: int
     created: str
     machine: str
@@ -209,7 +212,7 @@ class Draft(Section):
     Attributes:
         makel_version: The makel that fitted the model.
         method: How it was fitted.
-        preprocessing: What `images.prepare` does to an image before the model sees it.
+        preprocessing: What `images.prepare` does to an image, or to each tile of it, before the model sees it.
         backbone: Where the features come from; None for a method that needs none.
         calibration: Thresholds, and the scores they come from.
         provenance: What it was fitted on, where and when.
@@ -219,6 +222,7 @@ class Draft(Section):
         zones: Which parts of an image count, and how large a defect must be; None where nobody said.
         runtime: What runs it: ONNX Runtime, or PyTorch where scoring needs gradients. Another value is another branch
             in `session.open_session`.
+        tiling: How images are cut into tiles; None where the model takes them whole.
         schema_version: Version of this layout.
     """
 
@@ -233,6 +237,7 @@ class Draft(Section):
     latency: Latency | None = None
     zones: Zones | None = None
     runtime: Runtime = "onnx"
+    tiling: Tiling | None = None
     schema_version: Literal[1] = SCHEMA_VERSION
 
 

@@ -1,8 +1,13 @@
-"""Pictures of a verdict: the heat over the image for people, and the mask for machines."""
+"""Pictures of a verdict: the heat over the image for people, and the mask for machines.
+
+An overlay is at most 2048 px a side, whatever the image's size; a mask has the image's own. Of an image too large for
+memory the mask is a TIFF, written in bands, and the overlay is of the image and the peaks of its map, reduced alike.
+"""
 
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -12,12 +17,16 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from makel.images import reduction
+from makel.model import map_store
 from makel.model.layout import outline, place
+from makel.model.map_store import reduce_peaks
 from makel.model.rules import Rules
 from makel.model.zones import Zone, Zones
 from makel.types import Verdict
 
-_SIDE_PX = (512, 2048)
+LONGEST_PX = 2048
+_SIDE_PX = (512, LONGEST_PX)
 """The longer side of an overlay is brought into this range: lines and letters stay readable, files stay small."""
 
 _CAPTION_PX = 320
@@ -25,6 +34,9 @@ _CAPTION_PX = 320
 
 _CLEAR, _FULL = 0.6, 6.0
 """Heat starts at 60 % of the way from the image's background to the pixel threshold, and is full at six times it."""
+
+_STRIP_ROWS = 64
+"""Rows of a strip in the mask of a very large image."""
 
 _OPACITY = 0.5
 _SHADES = (0.3, 0.9)
@@ -60,14 +72,18 @@ def draw(
     """
     shown = _shown(image, white_level)
     size = (shown.shape[1], shown.shape[0])
-    anomaly_map = np.asarray(cv2.resize(verdict.anomaly_map, size, interpolation=cv2.INTER_LINEAR), np.float32)
+    # By peaks, so that no region gets lost on the way down.
+    reduced = reduce_peaks(verdict.anomaly_map, reduction(verdict.anomaly_map.shape, LONGEST_PX))
+    anomaly_map = np.asarray(cv2.resize(reduced, size, interpolation=cv2.INTER_LINEAR), np.float32)
     level = _level(anomaly_map, pixel_threshold)
     # Inferno is perceptually uniform: equal steps of heat look like equal steps.
     index = np.rint(255 * (_SHADES[0] + (_SHADES[1] - _SHADES[0]) * level)).astype(np.uint8)
     heat = cv2.cvtColor(cv2.applyColorMap(index, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
     opacity = (_OPACITY * np.sqrt(level))[..., None]
     picture = np.rint(shown * (1 - opacity) + heat * opacity).astype(np.uint8)
-    if rules is None or rules.zones == Zones():
+    if map_store.is_in_file(verdict.anomaly_map):
+        above = _in_boxes(mask(anomaly_map, pixel_threshold), verdict, factor=verdict.anomaly_map.shape[1] / size[0])
+    elif rules is None or rules.zones == Zones():
         above = mask(anomaly_map, pixel_threshold)
     else:
         picture = draw_zones(picture, rules.zones)
@@ -96,12 +112,12 @@ def write(
     white_level: int | None = None,
     rules: Rules | None = None,
 ) -> tuple[Path, Path]:
-    """Write `NAME_overlay.png`, and `NAME_mask.png` at the image's own size.
+    """Write `NAME_overlay.png`, and `NAME_mask.png` at the image's own size, or `NAME_mask.tif` of a very large one.
 
     Args:
         out: Folder; made where absent.
         name: From `names`; may hold folders.
-        image: See `draw`.
+        image: See `draw`; of a large image it may be reduced already.
         verdict: See `draw`.
         pixel_threshold: See `draw`.
         white_level: See `draw`.
@@ -113,14 +129,60 @@ def write(
     Raises:
         OSError: The files cannot be written.
     """
-    paths = (out / f"{name}_overlay.png", out / f"{name}_mask.png")
+    large = map_store.is_in_file(verdict.anomaly_map)
+    paths = (out / f"{name}_overlay.png", out / f"{name}_mask.{'tif' if large else 'png'}")
     overlay = draw(image, verdict, pixel_threshold, white_level=white_level, rules=rules)
-    marked = mask(verdict.anomaly_map, pixel_threshold, rules)
     paths[0].parent.mkdir(parents=True, exist_ok=True)
-    for path, pixels in zip(paths, (overlay[..., ::-1], marked), strict=True):
-        # Encoded first: cv2.imwrite takes no non-ASCII path on Windows, and only returns False when it fails.
-        path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+    _write_png(paths[0], overlay[..., ::-1])
+    if large:
+        _write_large_mask(paths[1], verdict, pixel_threshold)
+    else:
+        _write_png(paths[1], mask(verdict.anomaly_map, pixel_threshold, rules))
     return paths
+
+
+def _write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
+    # Encoded first: cv2.imwrite takes no non-ASCII path on Windows, and only returns False when it fails.
+    path.write_bytes(cv2.imencode(".png", pixels)[1].tobytes())
+
+
+def _write_large_mask(path: Path, verdict: Verdict, pixel_threshold: float) -> None:
+    """A mask as TIFF in Deflate strips, of a map that is not to be in memory."""
+    import tifffile
+
+    tops = range(0, len(verdict.anomaly_map), _STRIP_ROWS)
+    bands = map_store.bands(verdict.anomaly_map, _STRIP_ROWS)
+    strips = (
+        zlib.compress(_in_boxes(mask(band, pixel_threshold), verdict, top).tobytes(), 1)
+        for top, band in zip(tops, bands, strict=True)
+    )
+    tifffile.imwrite(
+        path,
+        strips,
+        shape=verdict.anomaly_map.shape,
+        dtype=np.uint8,
+        photometric="minisblack",
+        rowsperstrip=_STRIP_ROWS,
+        compression="zlib",
+        metadata=None,
+    )
+
+
+def _in_boxes(marked: NDArray[np.uint8], verdict: Verdict, top: int = 0, factor: float = 1.0) -> NDArray[np.uint8]:
+    """What of a mask is inside the box of a region, so that what is below the minimum area does not show.
+
+    Args:
+        marked: (h, w), rows of a mask.
+        verdict: Has the regions, in pixels of the image.
+        top: The first of the rows.
+        factor: How many pixels of the image one of the mask is.
+    """
+    kept = np.zeros_like(marked)
+    for region in verdict.regions:
+        x0, y0, x1, y1 = (round(edge / factor) for edge in region.box_px)
+        box = np.s_[max(0, y0 - top) : max(0, y1 - top + (factor > 1)), x0 : x1 + (factor > 1)]
+        kept[box] = marked[box]
+    return kept
 
 
 def draw_zones(picture: NDArray[np.uint8], zones: Zones, *, name: bool = True) -> NDArray[np.uint8]:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from makel.calibration import Calibration
 from makel.model.layout import Layout, ModelLayout, place, place_on_input
 from makel.model.manifest import Draft
+from makel.model.region_stream import RegionStream
 from makel.model.regions import find_regions
 from makel.model.zones import Zones
 from makel.types import Region, ZoneVerdict
@@ -57,16 +58,18 @@ class Rules:
         """Names of the zones by label; "" for none."""
         return ("", *(zone.name for zone in self.zones.zones))
 
-    def decide(self, score: float, small: NDArray[np.float32], regions: Sequence[Region] | None = None) -> Judgement:
+    def decide(
+        self, score: float, small: NDArray[np.float32] | None, regions: Sequence[Region] | None = None
+    ) -> Judgement:
         """The judgement of an image.
 
         Args:
             score: What the model gives.
-            small: (size, size) float32, the map it gives.
+            small: (size, size) float32, the map it gives; None of a model with tiles, which has no zones.
             regions: The regions of the image, none of them below the minimum area; looked at only where there is one.
         """
         parts = [("", score, self.calibration)]
-        if self.zones.judged:
+        if self.zones.judged and small is not None:
             peaks = self.layout.peaks(small)[1:].tolist()
             parts += [
                 (zone.name, peak, zone.calibration)
@@ -114,9 +117,20 @@ class Rules:
             labels=None if layout is None else layout.labels,
             names=self.names,
         )
+        return self.measure(regions, width, height)
+
+    def follow(self, width_px: int, height_px: int) -> RegionStream:
+        """What finds the regions of a map that comes in bands; of a model with tiles, which has no zones."""
+        scale = self.zones.pixels_per_reference(width_px, height_px)
+        return RegionStream(
+            self.calibration.pixel_threshold, min_area_px=max(1.0, (self.zones.min_area_px or 0) * scale)
+        )
+
+    def measure(self, regions: tuple[Region, ...], width_px: int, height_px: int) -> tuple[Region, ...]:
+        """The regions of an image of this size with their areas in square millimetres, where a scale is given."""
         if self.zones.mm_per_px is None:
             return regions
-        mm2 = self.zones.mm_per_px**2 / self.zones.pixels_per_reference(width, height)
+        mm2 = self.zones.mm_per_px**2 / self.zones.pixels_per_reference(width_px, height_px)
         return tuple(replace(region, area_mm2=region.area_px * mm2) for region in regions)
 
     def judge(self, score: float, small: NDArray[np.float32], width_px: int, height_px: int) -> Judgement:

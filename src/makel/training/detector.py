@@ -38,7 +38,8 @@ Batches = Iterable[Features]
 
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
-    """Settings every method has. A method's own `Config` extends it; `presets` names its settings by preset.
+    """Settings every method has. A method's own `Config` extends it; `presets` names its settings by preset, and
+    `for_tiles` those that change, whatever the preset, where images are cut into tiles.
 
     Attributes:
         size: Side of the square input image, in pixels.
@@ -57,6 +58,7 @@ class DetectorConfig:
     batch_size: int = 8
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"fast": {}, "paper": {}}
+    for_tiles: ClassVar[dict[str, Any]] = {}
 
     def epochs_for(self, n_batches: int) -> int:
         """Passes over images that make `n_batches` batches: `epochs`, or whole ones for at least `updates` steps."""

@@ -23,6 +23,7 @@ from makel.datasets import distinct, hashes
 from makel.errors import DatasetError, ImageError, TrainingError
 from makel.images import Preparation, decode_all
 from makel.training.detector import Detector, Features
+from makel.training.tiles import TilePlan
 from makel.types import Sample
 
 MEMORY_LIMIT_BYTES = 1 << 30
@@ -55,7 +56,7 @@ class FeatureCache:
         for start in range(0, len(self), self.batch_size):
             yield self.batch(range(start, min(start + self.batch_size, len(self))))
 
-    def batch(self, indices: Sequence[int]) -> Features:
+    def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Features:
         """Features of some images: one (len(indices), C, H, W) float32 tensor a level."""
         rows = self.rows[np.asarray(indices)]
         return tuple(torch.from_numpy(level[rows]).to(self.device).float() for level in self.levels)
@@ -71,7 +72,7 @@ class Extraction:
 
     Attributes:
         cache: The features of those that could be read.
-        paths: Their files, in the cache's order.
+        paths: Their files, in the cache's order; with tiles, the file of each.
         unreadable: One error for each of the others.
     """
 
@@ -89,6 +90,7 @@ def extract(
     folder: Path,
     progress: Progress,
     memory_limit: int = MEMORY_LIMIT_BYTES,
+    tiles: TilePlan | None = None,
 ) -> Extraction:
     """Run the frozen part of a detector over images, decoding in parallel with it.
 
@@ -100,11 +102,14 @@ def extract(
         folder: Where a cache too large for memory is mapped.
         progress: Called as images are done.
         memory_limit: Bytes beyond which the cache is mapped.
+        tiles: Take these tiles of the images, in place of the images; each is one row of the cache.
 
     Raises:
         DatasetError: None of the images can be read.
         TrainingError: Features are not finite in half precision.
     """
+    total = tiles.count if tiles else len(paths)
+    images = tiles.prepared(preparation) if tiles else decode_all(paths, preparation=preparation)
     levels: list[NDArray[np.float16]] = []
     done: list[Path] = []
     unreadable: list[ImageError] = []
@@ -116,7 +121,7 @@ def extract(
         with torch.no_grad():
             features = detector.features(torch.from_numpy(np.stack(pending)).to(device))
         if not levels:
-            levels.extend(_allocate(features, len(paths), folder, memory_limit))
+            levels.extend(_allocate(features, total, folder, memory_limit))
         stop = len(done)
         for level, values in zip(levels, features, strict=True):
             half = values.half()
@@ -127,9 +132,9 @@ def extract(
                 )
             level[stop - len(pending) : stop] = half.cpu().numpy()
         pending.clear()
-        progress("features", stop, len(paths))
+        progress("features", stop, total)
 
-    for path, image in decode_all(paths, preparation=preparation):
+    for path, image in images:
         if isinstance(image, ImageError):
             unreadable.append(image)
             continue

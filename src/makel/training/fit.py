@@ -27,7 +27,7 @@ from makel.calibration import calibrate as fit_calibration
 from makel.datasets import Dataset, digest, folds, load, split
 from makel.errors import CalibrationError, DatasetError, ImageError, UsageError
 from makel.evaluation.report import find_doubtful, write_fit_report
-from makel.images import Preparation, decode_all, read_header, shown
+from makel.images import Preparation, decode_all, open_rows, prepare, read_header, shown
 from makel.methods import load as load_method
 from makel.model import folder as model_folder
 from makel.model import golden
@@ -44,13 +44,16 @@ from makel.model.manifest import (
     Method,
     Provenance,
 )
+from makel.model.scan import Run, Scan
 from makel.model.session import Runner, Session
+from makel.model.tiling import Tiling
 from makel.model.zones import Zones
 from makel.training import backbones, latency
 from makel.training.detector import Detector, DetectorConfig
 from makel.training.export import check_parity, export_onnx, torch_scores
-from makel.training.features import FeatureCache, Progress, extract, extract_shared
+from makel.training.features import Extraction, Progress, extract, extract_shared
 from makel.training.loop import Checkpoint, train
+from makel.training.tiles import TilePlan
 from makel.training.torch_session import TorchSession
 from makel.types import Sample
 
@@ -71,11 +74,13 @@ class FitSummary:
         path: The model folder.
         manifest: Its manifest.
         unreadable: Good images that could not be read and were left out, one line each.
+        n_tiles_available: Tiles that the images fitted on have, of a tiled model; 0 of another.
     """
 
     path: Path
     manifest: Manifest
     unreadable: tuple[str, ...]
+    n_tiles_available: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: seconds a stage, images, threshold and what false-reject rate is promised."""
@@ -87,6 +92,9 @@ class FitSummary:
             "preset": self.manifest.method.preset,
             "n_fit": provenance.n_fit,
             "n_calibrate": provenance.n_calibrate,
+            "tiling": None if self.manifest.tiling is None else asdict(self.manifest.tiling),
+            "n_tiles": provenance.n_tiles,
+            "n_tiles_available": self.n_tiles_available,
             "unreadable": list(self.unreadable),
             "threshold": calibration.image_threshold,
             "requested_false_reject": calibration.requested_false_reject,
@@ -110,12 +118,20 @@ class FitSummary:
             *(f"warning: {line}" for line in manifest.fit.warnings),
             f"model      {self.path} ({manifest.model_id})",
             f"images     {manifest.provenance.n_fit} fitted on, {manifest.provenance.n_calibrate} for the threshold",
+            *self._tiles(),
             f"seconds    {seconds['total']:.1f} in all: {stages}",
             f"threshold  {manifest.calibration.image_threshold:.4g}",
             f"promise    {manifest.calibration.explain()}",
             *((f"latency    {manifest.latency.explain()}",) if manifest.latency else ()),
             *(f"zones      {line}" for line in self.to_json()["zones"]),
         ]
+
+    def _tiles(self) -> list[str]:
+        tiling, used = self.manifest.tiling, self.manifest.provenance.n_tiles
+        if tiling is None:
+            return []
+        of = "all" if used == self.n_tiles_available else f"{used} of {self.n_tiles_available}, chosen by the seed,"
+        return [f"tiles      {tiling.tile_px} px, {tiling.overlap_px} px shared; {of} fitted on"]
 
 
 class Stopwatch:
@@ -150,6 +166,8 @@ def fit(
     epochs: int | None = None,
     batch_size: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    tile: int | None = None,
+    overlap: str | int = "auto",
     false_reject: float = 0.01,
     calibrate: Scheme = "holdout",
     holdout: float = 0.2,
@@ -174,6 +192,9 @@ def fit(
         epochs: Overrides the preset's passes over the images.
         batch_size: Overrides the preset's images a training step.
         settings: Overrides any other settings of the method's `Config`.
+        tile: Cut images into squares of this many of their own pixels, each of which the model takes as an image; None
+            to take images whole.
+        overlap: Pixels that neighbouring tiles share at least, or "auto" for a quarter of the tile.
         false_reject: Share of good parts that may be rejected; the summary says whether the images can promise it.
         calibrate: "holdout": thresholds from images kept out of the fit; "cross": from every image, each scored by a
             model of a fold that did not see it, and the final model is fitted on all.
@@ -206,12 +227,28 @@ def fit(
     given = {"backbone": backbone, "blocks": tuple(blocks) if blocks else None, "size": size, "epochs": epochs}
     changes = {key: value for key, value in {**given, "batch_size": batch_size}.items() if value is not None}
     changes = {**(settings or {}), **changes}
+    tiling = None if tile is None else Tiling.of(tile, overlap)
+    if tiling is None and overlap != "auto":
+        raise UsageError(f"an overlap of {overlap} px is one of tiles: give the tile's side too, or leave it out")
+    if tiling and latency_budget is not None:
+        raise UsageError(
+            "a latency budget is for images taken whole: in tiles the time grows with the image. Leave one of them out"
+        )
+    if tiling and features is not None:
+        raise UsageError("features of tiles cannot be shared between fits: leave the folder for them, or --tile, out")
+    if tiling:
+        changes = {**detector_class.config_class.for_tiles, **changes}
     config = detector_class.config_class.preset(preset, **changes)
     where = choose_device(device)
     images_needed(false_reject)  # refuses a budget that is none, before anything is spent
     if latency_budget is not None:
         latency.check_budget(latency_budget)
     given_zones = zones if zones is None or isinstance(zones, Zones) else zones_file.read(zones)
+    if tiling and given_zones and given_zones.zones:
+        raise UsageError(
+            f"zone {given_zones.zones[0].name!r} is a part of an image taken whole: leave --tile or the zones out; a "
+            "minimum area and a scale work with tiles too"
+        )
 
     with model_folder.staging(target) as stage, _work_folder(target, resume) as work:
         with watch.stage("data"):
@@ -248,7 +285,11 @@ def fit(
             layout = place_on_input(given_zones or Zones(), config.size)
             if given_zones:
                 _check_aspects(given_zones, (*to_fit, *parts.calibrate))
-            preparation = Preparation.of(decode_all(sample.image_path for sample in to_fit), size=config.size)
+            tiles = TilePlan.of([sample.image_path for sample in to_fit], tiling, seed=seed) if tiling else None
+            if tiles:
+                tiles.check()
+            pixels = tiles.pixels() if tiles else decode_all(sample.image_path for sample in to_fit)
+            preparation = Preparation.of(pixels, size=config.size)
         with watch.stage("backbone"):
             detector = build_detector(detector_class, config, seed, layout).to(where)
         with watch.stage("features"):
@@ -260,6 +301,7 @@ def fit(
                     device=where,
                     folder=work,
                     progress=progress,
+                    tiles=tiles,
                 )
             else:
                 extraction = extract_shared(
@@ -268,7 +310,8 @@ def fit(
             fitted = set(extraction.paths)
             to_fit = tuple(sample for sample in to_fit if sample.image_path in fitted)
         with watch.stage("training"):
-            checkpoint = Checkpoint(work / "checkpoint.pt", _key(method, config, seed, to_fit, given_zones))
+            key = _key(method, config, tiling, seed, to_fit, given_zones)
+            checkpoint = Checkpoint(work / "checkpoint.pt", key)
             history = train(
                 detector, extraction.cache, seed=seed, progress=progress, checkpoint=checkpoint, resume=resume
             )
@@ -279,17 +322,29 @@ def fit(
             backbone_section = Backbone(**detector.backbone.to_json()) if detector.backbone else None
             session = open_written(detector, method_section, backbone_section, stage, layout)
         with watch.stage("calibration"):
-            held_out = score_images(
-                session, to_fit[:N_PARITY] if calibrate == "cross" else parts.calibrate, preparation, layout
-            )
+            scored = to_fit[:N_PARITY] if calibrate == "cross" else parts.calibrate
+            if tiling:
+                held_out = score_in_tiles(session.run, scored, preparation, tiling)
+            else:
+                held_out = score_images(session, scored, preparation, layout)
             if calibrate == "cross":
-                scores, peaks = cross_scores(detector_class, config, extraction.cache, to_fit, seed, progress, layout)
+                scores, peaks = cross_scores(
+                    detector_class,
+                    config,
+                    extraction,
+                    to_fit,
+                    seed,
+                    progress,
+                    layout,
+                    preparation=preparation,
+                    tiling=tiling,
+                )
             else:
                 scores, peaks = held_out.scores, held_out.peaks
             calibration = fit_calibration(scores, peaks[:, 0], false_reject=false_reject, scheme=calibrate)
             calibrated_zones = given_zones and calibrate_zones(given_zones, calibration, peaks[:, 1:])
         with watch.stage("gate"):
-            names = [path.name for path in held_out.paths[: len(held_out.images)]]
+            names = [path.name for path in held_out.image_paths]
             trained = torch_scores(detector, held_out.images)
             parity = check_parity(held_out.images, names, trained, session, calibration.image_threshold)
             quantised = golden.quantise(held_out.images[:N_GOLDEN])
@@ -306,6 +361,7 @@ def fit(
                 data_digest=digest([sample for sample in (*parts.fit, *parts.calibrate) if sample.image_path in used]),
                 n_fit=len(to_fit),
                 n_calibrate=calibration.n,
+                n_tiles=len(extraction.cache) if tiling else 0,
                 seed=seed,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 machine=f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, {where.type}",
@@ -321,6 +377,7 @@ def fit(
             parity=parity,
             zones=calibrated_zones,
             runtime="onnx" if detector.exports else "torch",
+            tiling=tiling,
         )
         if choice is not None and latency_budget is not None:
             with watch.stage("latency"):
@@ -333,13 +390,17 @@ def fit(
             draft,
             losses=[epoch["loss"] for epoch in history.epochs],
             doubtful=find_doubtful(
-                extraction.paths if calibrate == "cross" else held_out.paths, scores, session.run, preparation
+                [sample.image_path for sample in to_fit] if calibrate == "cross" else held_out.paths,
+                scores,
+                session.run,
+                preparation,
+                tiling=tiling,
             ),
             unreadable=unreadable,
         )
         manifest = model_folder.write(target, stage, draft)
         shutil.rmtree(work)
-    return FitSummary(target, manifest, unreadable)
+    return FitSummary(target, manifest, unreadable, tiles.n_available if tiles else 0)
 
 
 def choose_device(name: str) -> torch.device:
@@ -412,7 +473,8 @@ class Scored:
         paths: Those that could be read.
         scores: (N,) image scores.
         peaks: (N, parts) highest value of each map in each part of the image.
-        images: The first `N_PARITY` as prepared, (n, 3, H, W) float32.
+        images: At most `N_PARITY` as prepared, (n, 3, H, W) float32: the first of them, or tiles of them.
+        image_paths: The file of each of those.
         unreadable: One error for each of the others.
     """
 
@@ -420,6 +482,7 @@ class Scored:
     scores: NDArray[np.float32]
     peaks: NDArray[np.float32]
     images: NDArray[np.float32]
+    image_paths: tuple[Path, ...]
     unreadable: tuple[ImageError, ...]
 
 
@@ -474,40 +537,114 @@ def score_images(
         peaks.append(layout.peaks(out.anomaly_map[0, 0]))
         if len(images) < N_PARITY:
             images.append(image)
+    return _scored(samples, paths, scores, peaks, images, paths[:N_PARITY], unreadable)
+
+
+def score_in_tiles(run: Run, samples: Sequence[Sample], preparation: Preparation, tiling: Tiling) -> Scored:
+    """Score images tile by tile, as they will be on the line: the score is the highest of the tiles' scores, the peak
+    that of the blended map. The images kept are each one's worst tile, on which its verdict rests, and then others.
+
+    Raises:
+        DatasetError: None of them can be read.
+    """
+    paths: list[Path] = []
+    scores: list[float] = []
+    peaks: list[NDArray[np.float32]] = []
+    images: list[NDArray[np.float32]] = []
+    unreadable: list[ImageError] = []
+    for sample in samples:
+        try:
+            score, peak, worst = _scan(run, sample.image_path, preparation, tiling)
+        except ImageError as error:
+            unreadable.append(error)
+            continue
+        paths.append(sample.image_path)
+        scores.append(score)
+        peaks.append(peak)
+        images.append(worst)
+    image_paths = list(paths)
+    if paths and len(images) < N_PARITY:
+        plan = TilePlan.of(paths, tiling, seed=0, limit=N_PARITY)
+        for path, tile in plan.prepared(preparation):
+            if isinstance(tile, ImageError):
+                raise tile  # it could be read a moment ago
+            images.append(tile)
+            image_paths.append(path)
+    return _scored(samples, paths, scores, peaks, images[:N_PARITY], image_paths[:N_PARITY], unreadable)
+
+
+def _scan(
+    run: Run, path: Path, preparation: Preparation, tiling: Tiling
+) -> tuple[float, NDArray[np.float32], NDArray[np.float32]]:
+    """An image's score, (1,) the peak of its map, and its worst tile as prepared."""
+    with open_rows(path) as rows:
+        scan = Scan(rows, tiling, preparation, run, name=shown(path))
+        peak = max(float(band.max()) for band in scan.bands())
+        (top, left), high = scan.worst, tiling.cut(rows.shape[0]).side_px
+        tile = rows.read(top, top + high)[:, left : left + tiling.cut(rows.shape[1]).side_px]
+        return scan.score, np.array([peak], np.float32), prepare(tile, preparation, name=shown(path))
+
+
+def _scored(
+    samples: Sequence[Sample],
+    paths: Sequence[Path],
+    scores: Sequence[float],
+    peaks: Sequence[NDArray[np.float32]],
+    images: Sequence[NDArray[np.float32]],
+    image_paths: Sequence[Path],
+    unreadable: Sequence[ImageError],
+) -> Scored:
     if not paths:
         raise DatasetError(f"none of the {len(samples)} held-out good images can be read: {unreadable[0]}")
-    return Scored(tuple(paths), np.array(scores, np.float32), np.stack(peaks), np.stack(images), tuple(unreadable))
+    return Scored(
+        tuple(paths),
+        np.array(scores, np.float32),
+        np.stack(peaks),
+        np.stack(images),
+        tuple(image_paths),
+        tuple(unreadable),
+    )
 
 
 def cross_scores(
     detector_class: type[Detector],
     config: DetectorConfig,
-    cache: FeatureCache,
+    extraction: Extraction,
     samples: Sequence[Sample],
     seed: int,
     progress: Progress,
     layout: ModelLayout,
+    *,
+    preparation: Preparation,
+    tiling: Tiling | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Image scores (N,) and map peaks (N, parts) of all images, each from a model of a fold that did not see it.
+
+    Images in tiles are read again to be scored whole, and no tile of theirs was seen either.
 
     Raises:
         DatasetError: There are fewer than two images.
     """
-    if len(cache) < 2:
+    cache, n = extraction.cache, len(samples)
+    if n < 2:
         raise DatasetError("cross calibration of one image is impossible: give at least 2 good images")
-    count = min(N_FOLDS, len(cache))
-    scores, peaks = np.empty(len(cache), np.float32), [np.empty(0, np.float32)] * len(cache)
+    count = min(N_FOLDS, n)
+    index_of = {sample.image_path: index for index, sample in enumerate(samples)}
+    image_of = np.array([index_of[path] for path in extraction.paths], np.int64)
+    scores, peaks = np.empty(n, np.float32), [np.empty(0, np.float32)] * n
     for number, left_out in enumerate(folds(samples, count, seed)):
         detector = build_detector(detector_class, config, seed, layout).to(cache.device)
-        rest = np.setdiff1d(np.arange(len(cache)), left_out)
+        rest = np.flatnonzero(~np.isin(image_of, left_out))
         train(detector, cache.subset(rest), seed=seed, progress=lambda *_: None)
-        with torch.no_grad():
-            for index in left_out:
-                out = detector.scores(cache.batch([index]))
-                scores[index], peaks[index] = (
-                    float(out.image),
-                    layout.peaks(out.anomaly_map[0, 0].float().cpu().numpy()),
-                )
+        for index in left_out:
+            if tiling:
+                run = partial(torch_scores, detector)
+                scores[index], peaks[index], _ = _scan(run, samples[index].image_path, preparation, tiling)
+                continue
+            with torch.no_grad():
+                out = detector.scores(cache.batch(np.flatnonzero(image_of == index)))
+            scores[index] = float(out.image)
+            peaks[index] = layout.peaks(out.anomaly_map[0, 0].float().cpu().numpy())
         progress("cross-calibration", number + 1, count)
     return scores, np.stack(peaks)
 
@@ -536,9 +673,16 @@ def _work_folder(target: Path, resume: bool) -> Iterator[Path]:
             work.rmdir()
 
 
-def _key(method: str, config: DetectorConfig, seed: int, samples: Sequence[Sample], zones: Zones | None) -> str:
-    drawn = zones and zones.model_dump(mode="json")
-    facts = json.dumps([method, asdict(config), seed, digest(samples), drawn], sort_keys=True)
+def _key(
+    method: str,
+    config: DetectorConfig,
+    tiling: Tiling | None,
+    seed: int,
+    samples: Sequence[Sample],
+    zones: Zones | None,
+) -> str:
+    cut, drawn = asdict(tiling) if tiling else None, zones and zones.model_dump(mode="json")
+    facts = json.dumps([method, asdict(config), cut, seed, digest(samples), drawn], sort_keys=True)
     return sha256(facts.encode()).hexdigest()
 
 
