@@ -19,6 +19,7 @@ from makel.errors import DatasetError, ImageError, MakelError, ModelFolderError,
 from makel.images import DecodedRows, Preparation, open_rows, read, read_reduced
 from makel.model import map_store, overlay
 from makel.model.inspector import Inspector
+from makel.model.layout import place_on_input
 from makel.model.map_store import MapStore, reduce_peaks
 from makel.model.region_stream import RegionStream
 from makel.model.regions import find_regions
@@ -447,7 +448,7 @@ def test_cross_calibration_scores_whole_images_by_models_that_saw_no_tile_of_the
     tiling = Tiling(128, 32)
     plan = TilePlan.of(paths, tiling, seed=0)
     preparation = Preparation.of(plan.pixels(), size=64)
-    config = Config(size=64)
+    config, layout = Config(size=64), place_on_input(Zones(), 64)
     detector = fit.build_detector(PCA, config, 0)
     extraction = extract(
         detector,
@@ -467,11 +468,12 @@ def test_cross_calibration_scores_whole_images_by_models_that_saw_no_tile_of_the
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "train", train)
         scores, peaks = fit.cross_scores(
-            PCA, config, extraction, samples, 0, lambda *_: None, preparation=preparation, tiling=tiling
+            PCA, config, extraction, samples, 0, lambda *_: None, layout, preparation=preparation, tiling=tiling
         )
     left_out = [set(paths) - each for each in seen]
     assert sorted(path for each in left_out for path in each) == sorted(paths)  # each image once, whole
     assert np.isfinite(scores).all()
+    assert peaks.shape == (4, 1)
     assert (peaks > 0).all()
 
 
