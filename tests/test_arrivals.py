@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from makel.station.journal import Journal, Recorder
 from makel.station.store import Store
 from record import DECISION
+from waiting import until
 
 
 @pytest.fixture
@@ -29,3 +31,16 @@ def test_what_came_after_a_number_comes_oldest_first(store):
     assert [one.number for one in store.after(0, limit=2)] == [1, 2]
     assert store.after(1, limit=1)[0].answer == "good"
     assert store.after(5) == []
+
+
+def test_a_decision_that_waits_for_the_record_is_known_by_its_arrival(store, tmp_path):
+    decision = replace(DECISION, arrival="a.png@5")
+    with Recorder(store, Journal(tmp_path / "journal", 2**16), retry_s=0.01) as recorder:
+        (tmp_path / "store.sqlite").rename(tmp_path / "away")
+        assert recorder.append(decision).number == 0
+        assert [(one.number, one.decision) for one in recorder.arrived("a.png@5")] == [(0, decision)]
+        assert recorder.arrived("b.png@5") == []
+        (tmp_path / "away").rename(tmp_path / "store.sqlite")
+        until(lambda: recorder.outage is None)
+        assert recorder.arrived("a.png@5") == []
+    assert [one.number for one in store.arrived("a.png@5")] == [1]

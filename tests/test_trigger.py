@@ -5,6 +5,7 @@ import threading
 import pytest
 
 import tiny_model
+from makel.errors import Overloaded
 from makel.station.station import Station
 from makel.station.trigger import BusyError, Trigger
 from test_watch import drop, picture
@@ -105,3 +106,20 @@ def test_one_part_at_a_time(trigger):
     with pytest.raises(BusyError, match="the part before is not decided yet"):
         trigger.take()
     taking.join()
+
+
+def test_a_model_that_does_not_answer_in_time_is_a_reject_that_says_so(trigger, folder, station):
+    begun, go = threading.Event(), threading.Event()
+    hanging = station.line("parts").run(lambda _: (begun.set(), go.wait(20)))
+    begun.wait()
+    part = take_with(trigger, (folder, "a.png", picture(128)))
+    go.set()
+    hanging.result()
+    assert (part.verdict, part.score) == ("reject", None)
+    assert part.reason.startswith("no decision within ")
+
+
+def test_a_part_that_cannot_even_be_recorded_is_an_error(trigger, station):
+    station.close()
+    with pytest.raises(Overloaded, match="the station is being closed: nothing is recorded any more"):
+        trigger.take()

@@ -275,6 +275,7 @@ def test_a_clock_that_goes_back_neither_stops_the_watch_nor_breaks_the_chain(
     ]
     first, second = (one.decision for one in station.store.after(0))
     assert first.at > second.at
+    assert station.store.verify() is None
     assert min(first.latency_ms, second.latency_ms) >= 0  # measured, not subtracted
 
 

@@ -48,6 +48,7 @@ def serve(
         list[str] | None,
         typer.Option("--trigger", metavar="NAME=FOLDER", help="The same, one for each trigger.", show_default="none"),
     ] = None,
+    settle_ms: Annotated[float, typer.Option(min=0, help="A file is read once it stood still for so long.")] = 200,
     lead_ms: Annotated[float, typer.Option(min=0, help="A picture may come so long before its trigger.")] = 0,
     done: Annotated[
         Path | None,
@@ -77,6 +78,7 @@ def serve(
         done=done,
         mqtt=mqtt,
         opcua=opcua,
+        settle_s=settle_ms / 1000,
         deadline_s=(deadline_ms or 1000) / 1000,
         lead_s=lead_ms / 1000,
     )

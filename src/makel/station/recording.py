@@ -69,8 +69,14 @@ class Recording:
         self._thread.start()
 
     def put(self, entry: Entry) -> None:
-        """Hand something over to be recorded; waits while too much waits already."""
+        """Hand something over to be recorded; waits while too much waits already.
+
+        Raises:
+            Overloaded: This is closed: nobody would ever settle the entry.
+        """
         with self._changed:
+            if self._closing:
+                raise Overloaded("the station is being closed: nothing is recorded any more")
             self._changed.wait_for(lambda: len(self._waiting) < self._queue)
             self._waiting.append(entry)
             self._changed.notify_all()
