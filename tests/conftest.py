@@ -40,7 +40,7 @@ def real_data():
 
 @pytest.fixture(scope="session")
 def postgresql():
-    """A PostgreSQL server; `postgresql.database()` is the URL of a new empty database on it."""
+    """A PostgreSQL server; `postgresql.database()` is the URL of new empty room on it."""
     from postgresql import Server
 
     server = Server()

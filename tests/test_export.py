@@ -92,18 +92,19 @@ def test_a_filter_chooses_and_nothing_chosen_is_an_empty_table(store, tmp_path, 
 
 @pytest.mark.parametrize("ending", ["csv", "parquet"])
 def test_memory_does_not_grow_with_the_record(tmp_path, monkeypatch, ending):
-    monkeypatch.setattr("makel.station.export._PAGE", 200)
+    monkeypatch.setattr("makel.station.export._PAGE", 100)
     with Store.open(tmp_path / "store.sqlite") as store:
+        store.append_all([DECISION] * 200)
+        store.export(tmp_path / f"warm.{ending}")  # fills the caches of modules
         peaks = []
-        for n_more in (400, 1_200):
+        for n_more in (0, 1_000):
             store.append_all([DECISION] * n_more)
-            store.export(tmp_path / f"warm.{ending}", Filter(name="none of them"))  # modules and caches
             tracemalloc.start()
             store.export(tmp_path / f"all.{ending}")
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
-    assert peaks[0] > 2e5  # a page
-    assert peaks[1] < 1.5 * peaks[0]  # of four times as much; Parquet lists its groups of rows
+    assert peaks[0] > 1e5  # a page
+    assert peaks[1] < 1.6 * peaks[0]  # of six times as much
 
 
 def test_what_cannot_be_written_is_said_and_leaves_the_old_file(store, tmp_path, small_disk):

@@ -162,19 +162,18 @@ def test_what_was_changed_is_found(store, where):
 
 def test_two_processes_write_one_chain(where):
     Store.open(where).close()
-    writers = [writer(where, 40, name) for name in ("serve", "watch")]
+    writers = [writer(where, 25, name) for name in ("serve", "watch")]
     said = [process.communicate(timeout=60)[0].split() for process in writers]
     assert [process.returncode for process in writers] == [0, 0]
-    assert sorted(map(int, said[0] + said[1])) == list(range(1, 81))
+    assert sorted(map(int, said[0] + said[1])) == list(range(1, 51))
     with Store.open(where) as store:
         assert store.verify() is None
-        assert (store.count(Filter(name="serve")), store.count(Filter(name="watch"))) == (40, 40)
+        assert (store.count(Filter(name="serve")), store.count(Filter(name="watch"))) == (25, 25)
 
 
-@pytest.mark.parametrize("after", [1, 17, 40])
-def test_a_killed_process_loses_nothing_it_was_told_of(where, after):
+def test_a_killed_process_loses_nothing_it_was_told_of(where):
     with Store.open(where) as store, writer(where, 1000, "serve") as process:
-        told = [int(process.stdout.readline()) for _ in range(after)]
+        told = [int(process.stdout.readline()) for _ in range(30)]
         process.kill()
         told += [int(line) for line in process.stdout if line.endswith("\n")]
         process.wait()
@@ -233,7 +232,7 @@ def test_a_server_that_stops_is_used_again_when_it_is_back(postgresql):
         store.append(DECISION)
         postgresql.stop()
         try:
-            with pytest.raises(StoreError, match=r"^postgresql://makel@/makel\d+\?.* cannot be reached or used now"):
+            with pytest.raises(StoreError, match=r"^postgresql://makel@/postgres\?.* cannot be reached or used now"):
                 store.append(DECISION)
             with pytest.raises(StoreError, match="cannot be reached"):
                 store.find()
@@ -244,7 +243,7 @@ def test_a_server_that_stops_is_used_again_when_it_is_back(postgresql):
 
 
 def test_options_of_a_server_are_kept(postgresql):
-    url = f"{postgresql.database()}&options=-c%20search_path%3Dpublic%20-c%20work_mem%3D9MB"
+    url = f"{postgresql.database()}%20-cwork_mem%3D9MB"
     with Store.open(url) as store, store._database.read() as connection:
         assert connection.exec_driver_sql("SHOW work_mem").scalar() == "9MB"
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
