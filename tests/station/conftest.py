@@ -50,6 +50,16 @@ def station_folder(tmp_path_factory, models):
     return folder
 
 
+def wait_for(condition):
+    """Until something is so that nobody announces."""
+    deadline = threading.Event()
+    for _ in range(3000):
+        if condition():
+            return
+        deadline.wait(0.01)
+    raise AssertionError("did not happen within 30 s")
+
+
 @pytest.fixture
 def station(tmp_path, station_folder):
     """A station that serves "part"."""

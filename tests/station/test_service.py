@@ -2,14 +2,13 @@ import base64
 import io
 import json
 import socket
-import threading
 import zipfile
 
 import cv2
 import numpy as np
 import pytest
 
-from conftest import DEFECT, GOOD, held, serving
+from conftest import DEFECT, GOOD, held, serving, wait_for
 
 PNG = {"content-type": "image/png"}
 
@@ -106,15 +105,6 @@ class TestInspect:
         assert [future.result(30).decision.source for future in ahead] == ["trigger"] * 6
         assert station.line().drain(30)
         assert station.store.count() == 6
-
-
-def wait_for(condition):
-    deadline = threading.Event()
-    for _ in range(3000):
-        if condition():
-            return
-        deadline.wait(0.01)
-    raise AssertionError("did not happen within 30 s")
 
 
 class TestLimits:

@@ -3,7 +3,7 @@ import threading
 
 import pytest
 
-from conftest import DEFECT, GOOD, held, picture
+from conftest import DEFECT, GOOD, held, picture, wait_for
 from makel.errors import ModelFolderError, NotFoundError, Overloaded, UsageError
 from makel.station.station import Settings, Station
 
@@ -57,7 +57,8 @@ def test_the_bytes_under_way_are_bounded(tmp_path, models):
             future = small.submit(GOOD, source="http")
             with pytest.raises(Overloaded, match="images under way hold"):
                 small.submit(GOOD, source="http")
-        future.result(30)
+        assert future.result(30).decision.verdict == "pass"
+        wait_for(lambda: small.held_bytes == 0)
         assert small.decide(GOOD, source="http").decision.verdict == "pass"
 
 

@@ -73,12 +73,13 @@ class Pictures:
         self._shelves = self._scan()
         self._total_bytes = sum(item.size_bytes for kept in self._shelves.values() for item in kept.values())
 
-    def keep(self, image: bytes, verdict: Literal["pass", "reject"]) -> str:
+    def keep(self, image: bytes, verdict: Literal["pass", "reject"], *, image_sha256: str | None = None) -> str:
         """Keep an image; one that is there already stays as it is, or moves to the better shelf.
 
         Args:
             image: The bytes as they came.
             verdict: What was decided.
+            image_sha256: Where it is known already: hashing a large image takes longer than writing it.
 
         Returns:
             Its SHA-256, in hexadecimal.
@@ -86,7 +87,7 @@ class Pictures:
         Raises:
             StoreError: There is no room, or the disk refuses. Nothing is left behind.
         """
-        name = hashlib.sha256(image).hexdigest()
+        name = image_sha256 or hashlib.sha256(image).hexdigest()
         with self._lock:
             there = self._find(name)
             if there is not None:

@@ -1,6 +1,7 @@
-"""The last step of every image: its picture is kept, its decision recorded, and only then is anybody answered.
+"""The last step of every image: its decision is recorded, then whoever waits is answered, then its picture is kept.
 
-One thread takes whatever has been decided meanwhile, so that one flush of the disk carries all of it.
+One thread records whatever has been decided meanwhile, so that one flush of the disk carries all of it. Another keeps
+pictures, whose flushes nobody has to wait for; a crash can cost the pictures of the last moment, never a decision.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _GROUP = 64
 _BLOCKED_S = 1.0
 """For so long nothing is accepted after neither record nor journal took a decision."""
 
+_PICTURE_S = 10.0
+
 _log = logging.getLogger(__name__)
 
 
@@ -33,15 +36,21 @@ class Entry:
         decision: What was decided, without the hash of the image.
         image: The bytes as they came; empty where none came.
         settle: Called once with what was recorded, or with why it could not be.
+        release: Called once when the image is no longer held.
     """
 
     decision: Decision
     image: bytes
     settle: Callable[[Recorded | MakelError], None]
+    release: Callable[[], None] = lambda: None
 
 
 class Recording:
-    """Keeps pictures and records decisions, in groups, on one thread."""
+    """Records decisions, in groups, and keeps their pictures.
+
+    Attributes:
+        pictures_problem: Why the last picture was not kept; "" where it was.
+    """
 
     def __init__(
         self,
@@ -51,22 +60,27 @@ class Recording:
         *,
         queue: int = _GROUP,
     ) -> None:
-        """Start the thread.
+        """Start the threads.
 
         Args:
             recorder: Takes the decisions.
             pictures: Takes the images.
             tell: Called with what was recorded.
-            queue: Entries that wait at most; whoever brings the next one waits too.
+            queue: Entries, and pictures, that wait at most; whoever brings the next one waits too.
         """
         self._recorder, self._pictures, self._tell, self._queue = recorder, pictures, tell, queue
-        self._waiting: deque[Entry] = deque()
+        self._decided: deque[Entry] = deque()
+        self._recorded: deque[tuple[Entry, str]] = deque()
         self._changed = threading.Condition()
-        self._closing = False
+        self._closing = self._all_recorded = False
         self._blocked: tuple[float, str] | None = None
         self.pictures_problem = ""
-        self._thread = threading.Thread(target=self._run, name="makel-recording", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=target, name=f"makel-{name}", daemon=True)
+            for name, target in (("recording", self._record_all), ("pictures", self._keep_all))
+        ]
+        for thread in self._threads:
+            thread.start()
 
     def put(self, entry: Entry) -> None:
         """Hand something over to be recorded; waits while too much waits already.
@@ -77,8 +91,8 @@ class Recording:
         with self._changed:
             if self._closing:
                 raise Overloaded("the station is being closed: nothing is recorded any more")
-            self._changed.wait_for(lambda: len(self._waiting) < self._queue)
-            self._waiting.append(entry)
+            self._changed.wait_for(lambda: len(self._decided) < self._queue)
+            self._decided.append(entry)
             self._changed.notify_all()
 
     @property
@@ -96,28 +110,40 @@ class Recording:
         if reason := self.blocked:
             raise Overloaded(f"decisions cannot be recorded, so none are made: {reason}")
 
+    def wait_for_picture(self, image_sha256: str) -> None:
+        """Wait until the picture of a decision that was just answered is kept, a moment."""
+        with self._changed:
+            self._changed.wait_for(lambda: all(name != image_sha256 for _, name in self._recorded), _PICTURE_S)
+
     def close(self) -> None:
-        """Record what waits, and end."""
+        """Record what waits, keep its pictures, and end."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
-    def _run(self) -> None:
+    def _record_all(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
+                self._changed.wait_for(lambda: self._decided or self._closing)
+                if not self._decided:
+                    self._all_recorded = True
+                    self._changed.notify_all()
                     return
-                entries = [self._waiting.popleft() for _ in range(min(_GROUP, len(self._waiting)))]
+                entries = [self._decided.popleft() for _ in range(min(_GROUP, len(self._decided)))]
                 self._changed.notify_all()
-            self._record(entries)
+            hashes = [sha256(entry.image).hexdigest() if entry.image else "" for entry in entries]
+            self._record(entries, hashes)
+            with self._changed:
+                self._changed.wait_for(lambda: len(self._recorded) < self._queue)
 
-    def _record(self, entries: Sequence[Entry]) -> None:
-        decisions = [replace(entry.decision, image_sha256=self._keep(entry)) for entry in entries]
+    def _record(self, entries: Sequence[Entry], hashes: Sequence[str]) -> None:
         results: Sequence[Recorded | MakelError]
         try:
-            results = recorded = self._recorder.append_all(decisions)
+            results = recorded = self._recorder.append_all(
+                [replace(entry.decision, image_sha256=name) for entry, name in zip(entries, hashes, strict=True)]
+            )
             self._blocked = None
             self._tell([each for each in recorded if each.number])  # the others are told when the record is back
         except MakelError as error:
@@ -126,17 +152,27 @@ class Recording:
         except Exception as error:  # the thread goes on, whatever happens to one group
             _log.exception("%d decisions cannot be recorded", len(entries))
             results = [StoreError(f"the decision cannot be recorded: {type(error).__name__}")] * len(entries)
+        with self._changed:  # before the answer, so that whoever asks for the picture at once waits for it
+            self._recorded.extend(zip(entries, hashes, strict=True))
+            self._changed.notify_all()
         for entry, result in zip(entries, results, strict=True):
             entry.settle(result)
 
-    def _keep(self, entry: Entry) -> str:
-        """The hash of the image. A picture that cannot be kept holds no decision up; `pictures_problem` says so."""
-        if not entry.image:
-            return ""
-        try:
-            name = self._pictures.keep(entry.image, entry.decision.verdict)
-        except MakelError as error:
-            self.pictures_problem = str(error)
-            return sha256(entry.image).hexdigest()
-        self.pictures_problem = ""
-        return name
+    def _keep_all(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._recorded or self._all_recorded)
+                if not self._recorded:
+                    return
+                entry, name = self._recorded[0]  # it counts as waiting until it is kept
+            try:
+                if entry.image:
+                    self._pictures.keep(entry.image, entry.decision.verdict, image_sha256=name)
+                self.pictures_problem = ""
+            except MakelError as error:  # it holds no decision up
+                self.pictures_problem = str(error)
+            with self._changed:
+                self._recorded.popleft()
+                self._changed.notify_all()
+            entry.release()
+            del entry  # not held while this thread waits for the next one

@@ -290,6 +290,7 @@ class Station:
         """
         self.store.answer(number, answer, by)
         recorded = self.store.get(number)
+        self._recording.wait_for_picture(recorded.decision.image_sha256)
         self.pictures.answered(recorded.decision.image_sha256)
         return recorded
 
@@ -300,6 +301,7 @@ class Station:
             NotFoundError: It is not kept any more.
             StoreError: It was damaged or changed.
         """
+        self._recording.wait_for_picture(recorded.decision.image_sha256)
         return self.pictures.read(recorded.decision.image_sha256)
 
     def inspector_of(self, decision: Decision) -> Inspector:
@@ -413,6 +415,11 @@ class Station:
         self._warners.append(more)
 
     @property
+    def held_bytes(self) -> int:
+        """Bytes of all images under way, until their pictures are kept."""
+        return self._held.held_bytes
+
+    @property
     def waiting(self) -> int:
         """Decisions that wait for the record to come back."""
         outage = self._recorder.outage
@@ -457,7 +464,6 @@ class Station:
         at, future = now(), Future[Outcome]()
 
         def settle(judged: Judged, result: Recorded | MakelError) -> None:
-            self._held.give(len(image))
             outcome = result if isinstance(result, MakelError) else Outcome(result, judged.verdict, judged.inspector)
             if isinstance(outcome, Outcome):
                 for watcher in self._watchers:
@@ -470,7 +476,9 @@ class Station:
 
         def done(judged: Judged) -> None:
             decision = _decision(at, line.name, source, name, arrival, judged)
-            self._recording.put(Entry(decision, image, lambda result: settle(judged, result)))
+            self._recording.put(
+                Entry(decision, image, lambda result: settle(judged, result), lambda: self._held.give(len(image)))
+            )
 
         def cancelled(future: Future[Outcome]) -> None:
             if future.cancelled() and line.cancel(ticket):
