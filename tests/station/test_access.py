@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import stat
 
 import pytest
@@ -8,6 +9,7 @@ from test_service import problem
 from conftest import DEFECT, GOOD, serving
 from makel.errors import NotFoundError, UnauthorisedError, UsageError
 from makel.station.access import Access, Principal, Tokens
+from makel.station.store import Store
 
 
 @pytest.fixture
@@ -126,7 +128,7 @@ class TestBeyond:
         closed = 0
         for path, methods in described.items():
             for method in methods:
-                address = path.format(name="part", number=1, version=1)
+                address = re.sub(r"\{\w+\}", "1", path.replace("{name}", "part"))
                 answer = guarded.request(method, address)
                 if path in open_to_all:
                     assert answer.status_code < 500
@@ -177,5 +179,10 @@ def test_token_commands(makel_says, tmp_path):
     assert makel_says("token", "list", "--data", folder)[1].split()[:2] == [listed["id"], "engineer"]
     assert makel_says("token", "remove", listed["id"], "--data", folder)[0] == 0
     assert makel_says("token", "list", "--data", folder)[1] == ""
+    with Store.open(folder / "store.sqlite", create=False) as store:
+        assert [(each.action, each.detail["name"]) for each in store.audits()] == [
+            ("remove token", "ada"),
+            ("add token", "ada"),
+        ]
     code, _, err = makel_says("token", "add", "admin", "--data", folder)
     assert (code, err) == (2, "makel: there is no role 'admin': it is operator or engineer\n")

@@ -6,16 +6,23 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from makel.cli.extras import require
-from makel.errors import UsageError
+from makel.errors import MakelError, UsageError
+
+if TYPE_CHECKING:
+    from makel.station.store import Store
 
 DATA = Path("makel-station")
 
 Data = Annotated[Path, typer.Option("--data", metavar="DIR", help="Folder of models, record and pictures.")]
+Url = Annotated[
+    str | None,
+    typer.Option("--store", metavar="URL", help="PostgreSQL for the record.", show_default="SQLite in DIR"),
+]
 
 tokens = typer.Typer(name="token", help="Tokens for a station that others reach.")
 
@@ -28,9 +35,7 @@ def serve(
     data: Data = DATA,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
-    store: Annotated[
-        str | None, typer.Option(metavar="URL", help="PostgreSQL for the record.", show_default="SQLite in DIR")
-    ] = None,
+    store: Url = None,
     queue: Annotated[int, typer.Option(min=1, help="Images under way at most, for each model.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="Images a model takes at once, at most.")] = 4,
     deadline_ms: Annotated[
@@ -110,12 +115,22 @@ def add(
     role: Annotated[str, typer.Argument(metavar="ROLE", help="operator or engineer.")],
     data: Data = DATA,
     name: Annotated[str, typer.Option(help="Whom it is for; the audit names them.", show_default="its id")] = "",
+    store: Url = None,
 ) -> None:
     """Make a token and print it, this once."""
     require("station", "makel token")
     from makel.station.access import Tokens
 
-    print(Tokens(data / "tokens.json").add(role, name))
+    known = Tokens(data / "tokens.json")
+    with _record(data, store) as record:
+        secret = known.add(role, name)
+        token = known.owner_of(secret)
+        try:
+            record.audit(_user(), "engineer", "add token", {"id": token.id, "name": token.name, "role": token.role})
+        except MakelError:
+            known.remove(token.id)  # no change without its audit
+            raise
+    print(secret)
 
 
 @tokens.command("list")
@@ -134,13 +149,18 @@ def list_(data: Data = DATA, as_json: Annotated[bool, typer.Option("--json", hel
 
 @tokens.command("remove")
 def remove(
-    token_id: Annotated[str, typer.Argument(metavar="ID", help="From `makel token list`.")], data: Data = DATA
+    token_id: Annotated[str, typer.Argument(metavar="ID", help="From `makel token list`.")],
+    data: Data = DATA,
+    store: Url = None,
 ) -> None:
     """Make a token worthless, at once."""
     require("station", "makel token")
     from makel.station.access import Tokens
 
-    token = Tokens(data / "tokens.json").remove(token_id)
+    with _record(data, store) as record:
+        # First, and whatever becomes of the audit: a token that is to open nothing must not wait for the record.
+        token = Tokens(data / "tokens.json").remove(token_id)
+        record.audit(_user(), "engineer", "remove token", {"id": token.id, "name": token.name, "role": token.role})
     print(f"{token.id} of {token.name} opens nothing any more")
 
 
@@ -153,6 +173,13 @@ def _folders(option: str, given: list[str] | None) -> dict[str, Path]:
             raise UsageError(f"{option} {each!r} is not NAME=FOLDER, or its model has a folder already")
         found[name] = Path(folder)
     return found
+
+
+def _record(data: Path, url: str | None) -> Store:
+    from makel.station.store import Store
+
+    data.mkdir(parents=True, exist_ok=True)
+    return Store.open(url or data / "store.sqlite")
 
 
 def _user() -> str:

@@ -140,12 +140,21 @@ class Tokens:
         Raises:
             UnauthorisedError: Nobody known.
         """
+        token = self.owner_of(sent)
+        return Principal(token.name, token.role)
+
+    def owner_of(self, sent: str) -> Token:
+        """The token at rest that belongs to what was sent.
+
+        Raises:
+            UnauthorisedError: There is none.
+        """
         prefix, _, rest = sent.partition("_")
         token_id, _, secret = rest.partition("_")
         token = self._all().get(token_id) if prefix == "makel" else None
         if token is None or not hmac.compare_digest(_hash(bytes.fromhex(token.salt), secret), token.sha256):
             raise UnauthorisedError("this token is not known here: ask for one made with `makel token add`")
-        return Principal(token.name, token.role)
+        return token
 
     def _all(self) -> dict[str, Token]:
         with self._lock:
