@@ -3,14 +3,14 @@
 
     python benchmarks/large_images.py [--only 16384x16384-grey]
 
-A model is fitted on twelve made-up textures of 1024x1024 with the default method, `--tile 512 --overlap auto`. The images
-to inspect are the same texture repeated, as uncompressed TIFF, with four dark blots: amid a tile, on the border of two,
-on the corner of four, and at the last corner of the image. Each is inspected by a process of its own, as
+A model is fitted on twelve made-up textures of 1024x1024 with the default method, `--tile 512 --overlap auto`. The
+images to inspect are the same texture repeated, as uncompressed TIFF, with four dark blots: amid a tile, on the border
+of two, on the corner of four, and at the last corner of the image. Each is inspected by a process of its own, as
 `makel inspect --out` would, with the mask written to the disk.
 
 `peak_mib` is the most memory that process held (on Linux its VmHWM, the resident size that `ru_maxrss` also counts),
-Python, ONNX Runtime, the model and the mapped library files inside; `inspect_s` is from the opened model to the verdict,
-reading the file inside. `found` of `planted` blots were found as exactly one region.
+Python, ONNX Runtime, the model and the mapped library files inside; `inspect_s` is from the opened model to the
+verdict, reading the file inside. `found` of `planted` blots were found as exactly one region.
 """
 
 import argparse
@@ -21,7 +21,6 @@ from pathlib import Path
 import cv2
 import numpy as np
 import tifffile
-
 from rows import RESULTS, THREADS, Rows, facts, run
 
 from makel.model.inspector import Inspector
@@ -48,8 +47,8 @@ inspector = Inspector.load(sys.argv[1], threads=int(sys.argv[4]))
 began = time.perf_counter()
 verdict = inspector.inspect(sys.argv[2])
 inspect_s = time.perf_counter() - began
-picture = read_reduced(sys.argv[2], overlay.LONGEST_PX)
-overlay.write(Path(sys.argv[3]), "image", picture, verdict, inspector.calibration.pixel_threshold, rules=inspector.rules)
+picture, threshold = read_reduced(sys.argv[2], overlay.LONGEST_PX), inspector.calibration.pixel_threshold
+overlay.write(Path(sys.argv[3]), "image", picture, verdict, threshold, rules=inspector.rules)
 write_s = time.perf_counter() - began - inspect_s
 peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 if sys.platform == "linux":  # there ru_maxrss counts from the parent that forked on
