@@ -113,7 +113,7 @@ def load(served: Served, bodies: list[bytes], seconds: float, clients: int, mark
     together = {key: [value for each in said for value in each[key]] for key in said[0]}
     if together["failed"]:
         sys.exit(f"{len(together['failed'])} requests failed: {together['failed'][0]}")
-    p50, p99 = np.percentile(together["latencies_s"], (50, 99)) * 1000
+    p50, p99 = (1000 * float(value) for value in np.percentile(together["latencies_s"], (50, 99)))
     settled = memory[len(memory) // 4 :]  # what the first quarter allocates stays
     return {
         "numbers": together["numbers"],

@@ -3,6 +3,7 @@ import io
 import json
 import socket
 import zipfile
+from contextlib import ExitStack
 
 import cv2
 import numpy as np
@@ -230,10 +231,22 @@ class TestHistory:
             station.decide(GOOD, source="trigger")
             assert events(lines, 1) == [6]
 
+    def test_live_streams_are_bounded_and_leave_their_place(self, client):
+        with ExitStack() as streams:
+            lines = [streams.enter_context(client.stream("GET", "/events")).iter_lines() for _ in range(64)]
+            assert {next(each) for each in lines} == {": makel"}
+            assert "64 clients listen already" in problem(client.get("/events"), 503)
+        wait_for(lambda: listens(client))
+
     def test_a_live_stream_does_not_hold_up_the_end(self, station):
         with serving(station) as client, client.stream("GET", "/events") as stream:
             assert next(stream.iter_lines()) == ": makel"
             # leaving `serving` waits for the server
+
+
+def listens(client):
+    with client.stream("GET", "/events") as stream:
+        return stream.status_code == 200
 
 
 def events(lines, count):

@@ -82,6 +82,14 @@ class Registry:
         """The names that have an active version, sorted."""
         return sorted(path.name for path in self._folder.iterdir() if (path / ACTIVE_NAME).is_file())
 
+    def active(self, name: str) -> int:
+        """The number of the version that judges; looks at nothing else, so it is quick.
+
+        Raises:
+            NotFoundError: There is no model of this name.
+        """
+        return self._state(name)[0]
+
     def versions(self, name: str) -> list[Version]:
         """Every version of a model, oldest first.
 

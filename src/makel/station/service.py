@@ -133,6 +133,7 @@ def server(app: FastAPI) -> Server:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=30,
+        timeout_graceful_shutdown=30,  # an upload that never ends must not keep the station from ending
     )
     return Server(config, app.state.closing.set)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from makel.errors import MakelError, NotFoundError, Overloaded, UsageError
+from makel.errors import MakelError, ModelFolderError, NotFoundError, Overloaded, UsageError
 from makel.images import MAX_PIXELS, decode
 from makel.model.inspector import Inspector
 from makel.station.budget import Budget
@@ -160,8 +160,10 @@ class Station:
             return next(iter(self._lines.values()))
         line = self._lines.get(model)
         if line is None:
-            self.registry.load(model)  # says what is wrong with it
-            raise NotFoundError(f"{model!r} is not served now")
+            if model in self._broken:
+                raise ModelFolderError(self._broken[model])
+            self.registry.active(model)  # says which there are
+            raise NotFoundError(f"{model!r} is not served yet: it was added a moment ago")
         return line
 
     def submit(

@@ -7,11 +7,11 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from makel.errors import NotFoundError
+from makel.errors import NotFoundError, Overloaded
 from makel.station import bodies, problems
 from makel.station.access import Principal, needs
 from makel.station.decisions import Recorded
@@ -34,6 +34,8 @@ _SIGNATURES = {
 _UNKNOWN = "application/octet-stream"
 _KEEP_ALIVE_S = 15.0
 _CATCH_UP = 1000
+_MAX_STREAMS = 64
+"""Each has a thread."""
 
 
 def router(station: Station, closing: asyncio.Event) -> APIRouter:
@@ -123,33 +125,41 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
         """Say what the part really was. The decision stays as it is; the answer is added to the record."""
         return JSONResponse(station.answer(number, said.answer, who.name).to_json())
 
+    listening: set[object] = set()
+
     @routes.get(
         "/events",
         responses={200: {"content": {"text/event-stream": {}}}, **problems.responses()},
         response_class=Response,
         response_model=None,
     )
-    async def events(
-        request: Request, last_event_id: Annotated[str | None, Header(max_length=20)] = None
-    ) -> StreamingResponse:
+    async def events(last_event_id: Annotated[str | None, Header(max_length=20)] = None) -> StreamingResponse:
         """Every decision as it is recorded, as server-sent events: `event: decision`, its number as `id`, JSON as data.
 
         A client that comes back with Last-Event-ID gets what it missed first, the last 1000 at most.
         """
         after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else None
-        return StreamingResponse(_stream(station, request, closing, after), media_type="text/event-stream")
+        if len(listening) >= _MAX_STREAMS:
+            raise Overloaded(f"{len(listening)} clients listen already, at most {_MAX_STREAMS}: close one of them")
+        return StreamingResponse(_stream(station, closing, after, listening), media_type="text/event-stream")
 
     return routes
 
 
-async def _stream(station: Station, request: Request, closing: asyncio.Event, after: int | None) -> AsyncIterator[str]:
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue[Recorded](1000)
+async def _stream(
+    station: Station, closing: asyncio.Event, after: int | None, listening: set[object]
+) -> AsyncIterator[str]:
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[Recorded | None](1000)
 
     def hand(recorded: Recorded) -> None:
         loop.call_soon_threadsafe(_offer, queue, recorded)
 
-    stop = station.listen(hand)
-    end = asyncio.ensure_future(closing.wait())
+    async def end() -> None:
+        await closing.wait()
+        _offer(queue, None)
+
+    listening.add(queue)
+    stop, ending = station.listen(hand), asyncio.ensure_future(end())
     try:
         yield ": makel\n\n"
         sent = 0
@@ -157,26 +167,28 @@ async def _stream(station: Station, request: Request, closing: asyncio.Event, af
             for recorded in await run_in_threadpool(station.store.after, after, limit=_CATCH_UP):
                 yield _event(recorded)
                 sent = recorded.number
-        while not closing.is_set():
-            get = asyncio.ensure_future(queue.get())
-            await asyncio.wait({get, end}, timeout=_KEEP_ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
-            if not get.done():
-                get.cancel()
-                if await request.is_disconnected():
-                    return
-                yield ": still here\n\n"
-            elif get.result().number > sent:  # the rest was in what it missed
-                yield _event(get.result())
+        while True:
+            try:
+                async with asyncio.timeout(_KEEP_ALIVE_S):
+                    told = await queue.get()
+            except TimeoutError:
+                yield ": still here\n\n"  # so that a proxy keeps the connection, and a client that has gone is noticed
+                continue
+            if told is None:
+                return
+            if told.number > sent:  # the rest was in what it missed
+                yield _event(told)
     finally:
-        end.cancel()
-        await run_in_threadpool(stop)
+        listening.discard(queue)
+        ending.cancel()
+        loop.run_in_executor(None, stop)  # not awaited: where the client has gone, nothing is any more
 
 
-def _offer(queue: asyncio.Queue[Recorded], recorded: Recorded) -> None:
+def _offer(queue: asyncio.Queue[Recorded | None], told: Recorded | None) -> None:
     """Put an event into a client's queue; of a client too slow for it the oldest goes."""
     if queue.full():
         queue.get_nowait()
-    queue.put_nowait(recorded)
+    queue.put_nowait(told)
 
 
 def _event(recorded: Recorded) -> str:

@@ -75,7 +75,7 @@ def router(station: Station) -> APIRouter:
 
     def described(name: Name, version: Number | None = None) -> Response:
         line = _line(station, name, version)
-        active = str(station.registry.version(name).version)
+        active = str(station.registry.active(name))
         size = line.inspector.manifest.preprocessing.size
         return JSONResponse(open_inference.metadata(name, [active], size))
 
@@ -89,7 +89,7 @@ def router(station: Station) -> APIRouter:
         header_length = request.headers.get(open_inference.HEADER_LENGTH)
         asked = await run_in_threadpool(open_inference.read, await request.body(), header_length, size)
         arrays = await asyncio.wrap_future(line.run(lambda inspector: _scores(inspector, asked.images, line.batch)))
-        active = str(station.registry.version(name).version)
+        active = str(station.registry.active(name))
         body, headers = await run_in_threadpool(open_inference.write, asked, name, active, arrays)
         return Response(body, headers=headers)
 
@@ -112,7 +112,7 @@ def router(station: Station) -> APIRouter:
 
 def _line(station: Station, name: str, version: str | None) -> Line:
     line = station.line(name)
-    active = station.registry.version(name).version
+    active = station.registry.active(name)
     if version is not None and int(version) != active:
         raise NotFoundError(f"version {version} of {name} is not the active one, which is {active}")
     return line
