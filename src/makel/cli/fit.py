@@ -55,6 +55,9 @@ def fit(
         bool, typer.Option("--resume", help="Go on with an interrupted fit of the same settings.")
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress bars.")] = False,
+    json_progress: Annotated[
+        bool, typer.Option("--json-progress", help="Progress as JSON lines on stderr, for programs.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Learn from good images what a product looks like, and write a model folder."""
@@ -66,7 +69,7 @@ def fit(
         import torch
 
         torch.set_num_threads(threads)
-    with Bars(quiet=quiet) as bars:
+    with Bars(quiet=quiet, as_json=json_progress) as bars:
         summary = fit_model(
             data,
             out,

@@ -1,8 +1,10 @@
-"""Progress bars with the time left: on stderr, and only where a person watches a terminal."""
+"""Progress on stderr: bars with the time left where a person watches a terminal, JSON lines for a program that asks."""
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+_EVERY_S = 0.2
+"""A program reads a line of a stage at most so often, besides its first and its last."""
+
 
 class Bars:
     """A bar for each stage of a job; call it with the stage, how much is done and how much there is.
@@ -20,8 +25,10 @@ class Bars:
         fit(data, out, progress=bars)
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._shown = sys.stderr.isatty() and not quiet
+    def __init__(self, *, quiet: bool = False, as_json: bool = False) -> None:
+        self._as_json = as_json and not quiet
+        self._shown = sys.stderr.isatty() and not quiet and not as_json
+        self._said: tuple[str, float] = ("", 0.0)
         self._progress: Progress | None = None
         self._tasks: dict[str, TaskID] = {}
 
@@ -45,11 +52,19 @@ class Bars:
 
     def __call__(self, stage: str, done: int, total: int | None) -> None:
         """Draw the bar of a stage, one without an end where `total` is None; a no-op where nobody watches."""
+        if self._as_json:
+            self._say(stage, done, total)
         if self._progress is None:
             return
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total)
         self._progress.update(self._tasks[stage], completed=done, total=total)
+
+    def _say(self, stage: str, done: int, total: int | None) -> None:
+        now = time.monotonic()
+        if stage != self._said[0] or done == total or now - self._said[1] >= _EVERY_S:
+            self._said = (stage, now)
+            print(json.dumps({"stage": stage, "done": done, "total": total}), file=sys.stderr, flush=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -70,17 +70,14 @@ def draw(
     Returns:
         (h, w, 3) uint8 RGB, not larger than 2048 px, with the caption below the picture.
     """
-    shown = _shown(image, white_level)
+    shown = plain(image, white_level=white_level).astype(np.float32)
     size = (shown.shape[1], shown.shape[0])
     # By peaks, so that no region gets lost on the way down.
     reduced = reduce_peaks(verdict.anomaly_map, reduction(verdict.anomaly_map.shape, LONGEST_PX))
     anomaly_map = np.asarray(cv2.resize(reduced, size, interpolation=cv2.INTER_LINEAR), np.float32)
-    level = _level(anomaly_map, pixel_threshold)
-    # Inferno is perceptually uniform: equal steps of heat look like equal steps.
-    index = np.rint(255 * (_SHADES[0] + (_SHADES[1] - _SHADES[0]) * level)).astype(np.uint8)
-    heat = cv2.cvtColor(cv2.applyColorMap(index, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    opacity = (_OPACITY * np.sqrt(level))[..., None]
-    picture = np.rint(shown * (1 - opacity) + heat * opacity).astype(np.uint8)
+    colours, strength = _heat(anomaly_map, pixel_threshold)
+    opacity = _OPACITY * strength[..., None]
+    picture = np.rint(shown * (1 - opacity) + colours * opacity).astype(np.uint8)
     if map_store.is_in_file(verdict.anomaly_map):
         above = _in_boxes(mask(anomaly_map, pixel_threshold), verdict, factor=verdict.anomaly_map.shape[1] / size[0])
     elif rules is None or rules.zones == Zones():
@@ -94,6 +91,48 @@ def draw(
     cv2.drawContours(picture, outlines, -1, _OUTLINE, width_px, cv2.LINE_AA)
     caption = _caption(verdict, max(size[0], _CAPTION_PX))
     return np.concatenate([np.pad(picture, ((0, 0), (0, caption.shape[1] - size[0]), (0, 0))), caption])
+
+
+def plain(
+    image: NDArray[Any], *, white_level: int | None = None, longest_px: tuple[int, int] = _SIDE_PX
+) -> NDArray[np.uint8]:
+    """The image as a screen can show it.
+
+    Args:
+        image: See `draw`.
+        white_level: See `draw`.
+        longest_px: The longer side is brought into this range.
+
+    Returns:
+        (h, w, 3) uint8 RGB.
+    """
+    longest = max(image.shape[:2])
+    scale = min(max(longest, longest_px[0]), longest_px[1]) / longest
+    if scale != 1:
+        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+        # Enlarged without smoothing: a person should see the pixels that the camera gave.
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
+    if white_level is None:
+        white_level = 255 if image.dtype == np.uint8 else max(1, int(image.max()))
+    grey = image.reshape(*image.shape[:2], -1).astype(np.float32) * (255 / white_level)
+    rounded = np.rint(np.clip(grey, 0, 255)).astype(np.uint8)
+    return np.asarray(np.broadcast_to(rounded, (*image.shape[:2], 3)))
+
+
+def heat(anomaly_map: NDArray[np.float32], pixel_threshold: float, *, longest_px: int = 512) -> NDArray[np.uint8]:
+    """The heat alone, to lay over the image: clear where nothing is, opaque where it is full.
+
+    Args:
+        anomaly_map: (H, W) raw values.
+        pixel_threshold: See `draw`.
+        longest_px: The longer side is brought below this; heat has no finer detail.
+
+    Returns:
+        (h, w, 4) uint8 RGBA.
+    """
+    smaller = reduce_peaks(anomaly_map, reduction(anomaly_map.shape, longest_px))
+    colours, strength = _heat(np.asarray(smaller, np.float32), pixel_threshold)
+    return np.dstack([colours, np.rint(255 * strength).astype(np.uint8)])
 
 
 def mask(anomaly_map: NDArray[np.float32], pixel_threshold: float, rules: Rules | None = None) -> NDArray[np.uint8]:
@@ -237,18 +276,13 @@ def names(paths: Sequence[Path]) -> list[str]:
     return [given[path] for path in absolute]
 
 
-def _shown(image: NDArray[Any], white_level: int | None) -> NDArray[np.float32]:
-    """(h, w, 3) float32 in [0, 255], in display size."""
-    longest = max(image.shape[:2])
-    scale = min(max(longest, _SIDE_PX[0]), _SIDE_PX[1]) / longest
-    if scale != 1:
-        size = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-        # Enlarged without smoothing: a person should see the pixels that the camera gave.
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_NEAREST)
-    if white_level is None:
-        white_level = 255 if image.dtype == np.uint8 else max(1, int(image.max()))
-    grey = image.reshape(*image.shape[:2], -1).astype(np.float32) * (255 / white_level)
-    return np.broadcast_to(np.clip(grey, 0, 255), (*image.shape[:2], 3))
+def _heat(anomaly_map: NDArray[np.float32], pixel_threshold: float) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """(H, W, 3) uint8 RGB, and (H, W) float32 in [0, 1], how much of it is seen."""
+    level = _level(anomaly_map, pixel_threshold)
+    # Inferno is perceptually uniform: equal steps of heat look like equal steps.
+    index = np.rint(255 * (_SHADES[0] + (_SHADES[1] - _SHADES[0]) * level)).astype(np.uint8)
+    colours = cv2.cvtColor(cv2.applyColorMap(index, cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    return np.asarray(colours, np.uint8), np.sqrt(level)
 
 
 def _level(anomaly_map: NDArray[np.float32], pixel_threshold: float) -> NDArray[np.float32]:

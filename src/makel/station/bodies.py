@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -155,3 +155,144 @@ class SessionBody(BaseModel):
     name: str | None
     role: Literal["operator", "engineer"] | None
     token_needed: bool
+
+
+class NearestBody(BaseModel):
+    """The good picture most like another one."""
+
+    number: int | None = Field(description="Of its decision; null for a golden image of the model")
+    golden: int | None = Field(description="Its index among the golden images; null for a decision")
+    version: int | None = Field(description="Of the model that the golden image belongs to")
+    difference: float = Field(description="Mean absolute difference; 0 for the same picture, 1 for black beside white")
+    n_compared: int = Field(description="Pictures that were looked at")
+
+
+class LevelBody(BaseModel):
+    """A threshold that the calibration offers."""
+
+    false_reject: float = Field(description="The share of good parts that may score above it")
+    threshold: float
+
+
+class ThresholdsBody(BaseModel):
+    """What thresholds mean, from the scores of held-out good images."""
+
+    version: int
+    model_id: str
+    scheme: Literal["holdout", "cross"]
+    scores: list[float] = Field(description="Of the held-out good images, ascending")
+    recent: list[float] = Field(description="Of the latest parts this version judged, newest first")
+    image_threshold: float
+    promised_false_reject: float
+    requested_false_reject: float
+    levels: list[LevelBody] = Field(description="Highest threshold first; thinned out where there are many")
+    explanation: str = Field(description="What the images can and cannot promise at the budget asked about")
+
+
+class TriedBody(BaseModel):
+    """A verdict that is not recorded."""
+
+    verdict: Literal["pass", "reject"]
+    score: float
+    threshold: float
+    p_value: float
+    regions: list[RegionBody]
+    size_px: tuple[int, int] = Field(description="Width and height of the image")
+    view_jpg: str = Field(description="The image as a browser can show it, Base64")
+    heat_png: str = Field(description="The heat to lay over it, Base64")
+
+
+class FitSettingsBody(BaseModel):
+    """What a fit was told; null leaves it to the preset."""
+
+    preset: str
+    size: int | None
+    epochs: int | None
+    false_reject: float
+    calibrate: str
+
+
+class JobBody(BaseModel):
+    """A fit, as it stands."""
+
+    id: str
+    name: str = Field(description="What the model will be served under")
+    state: Literal["fitting", "done", "failed", "cancelled"]
+    stage: str = Field(description="What is being done")
+    done: int = Field(description="How much of the stage is")
+    total: int | None = Field(description="How much the stage has")
+    n_images: int
+    settings: FitSettingsBody
+    by: str
+    began: str
+    ended: str = Field(description="Empty while it runs")
+    problem: str = Field(description="Why it failed; empty where it did not")
+    version: int | None = Field(description="Of the model that came out of it")
+    summary: dict[str, Any] = Field(description="What `makel fit --json` printed")
+
+
+class JobsBody(BaseModel):
+    """The last fits."""
+
+    obstacle: str = Field(description="Why nothing can be fitted on this machine; empty where it can")
+    jobs: list[JobBody]
+
+
+class LatencyBody(BaseModel):
+    """Time from accepted to decided of the latest decisions, in milliseconds; null where there is none."""
+
+    n: int
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class LineBody(BaseModel):
+    """A line's queue."""
+
+    name: str
+    depth: int
+    queue: int
+
+
+class ShelfBody(BaseModel):
+    """Pictures that are kept."""
+
+    n: int
+    size_bytes: int
+
+
+class PicturesBody(BaseModel):
+    """Pictures and the disk they are on."""
+
+    shelves: dict[str, ShelfBody]
+    limit_bytes: int
+    disk_free_bytes: int
+    disk_total_bytes: int
+
+
+class VerifiedBody(BaseModel):
+    """What a verification of the record found."""
+
+    at: str
+    entry: int = Field(description="The last entry it looked at")
+    problem: str = Field(description="Empty where the record is as it was written")
+
+
+class RecordBody(BaseModel):
+    """The record."""
+
+    entries: int
+    decisions: int
+    waiting: int = Field(description="Decisions that wait for the record to come back")
+    verified: VerifiedBody | None = Field(description="Since the station was started; null where nobody asked for it")
+
+
+class OverviewBody(BaseModel):
+    """How the station does."""
+
+    latency_ms: LatencyBody
+    lines: list[LineBody]
+    refused: int = Field(description="Images refused for want of room, since the station was started")
+    pictures: PicturesBody
+    record: RecordBody

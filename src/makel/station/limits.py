@@ -42,8 +42,8 @@ class LimitBodies:
             await self._app(scope, receive, send)
             return
         path: str = scope["path"]
-        to_memory = path == "/inspect" or path.startswith("/v2/")
-        to_disk = path == "/models" or path.endswith("/candidates")
+        to_memory = path == "/inspect" or path.startswith("/v2/") or path.endswith("/try")
+        to_disk = path in ("/models", "/jobs") or path.endswith("/candidates")
         limit = self._limits.image_bytes if to_memory else self._limits.upload_bytes if to_disk else _SMALL_BYTES
         held, came = 0, 0
 

@@ -131,6 +131,11 @@ class Pictures:
         with self._lock:
             return self._find(image_sha256) is not None
 
+    @property
+    def limits(self) -> Limits:
+        """How many are kept."""
+        return self._limits
+
     def usage(self) -> dict[str, tuple[int, int]]:
         """Number of pictures and their bytes, by shelf."""
         with self._lock:

@@ -21,7 +21,20 @@ from makel.station import bodies, problems
 from makel.station.access import Access, CheckAccess
 from makel.station.limits import BodyLimits, LimitBodies
 from makel.station.prometheus import Metrics
-from makel.station.routes import health, history, inference, inspection, models, session, trigger
+from makel.station.routes import (
+    health,
+    history,
+    inference,
+    inspection,
+    jobs,
+    models,
+    overview,
+    page,
+    session,
+    trigger,
+    versions,
+    viewing,
+)
 from makel.station.station import Station
 from makel.station.trigger import Trigger
 
@@ -58,10 +71,15 @@ def create_app(
         inspection.router(station),
         trigger.router(triggers or {}),
         models.router(station),
+        versions.router(station),
+        jobs.router(station),
         history.router(station, closing),
+        viewing.router(station),
         inference.router(station),
         health.router(station, metrics),
+        overview.router(station),
         session.router(access),
+        page.router(),
     ):
         app.include_router(routes)
     problems.install(app)

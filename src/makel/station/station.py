@@ -14,6 +14,7 @@ from makel.images import MAX_PIXELS, decode
 from makel.model.inspector import Inspector
 from makel.station.budget import Budget
 from makel.station.decisions import Decision, Recorded, now
+from makel.station.fitting import Fitting
 from makel.station.journal import CAPACITY_BYTES, Journal, Recorder
 from makel.station.line import Judged, Line
 from makel.station.listeners import Listeners
@@ -80,6 +81,7 @@ class Station:
         registry: The models and their versions.
         store: The record.
         pictures: The images behind the decisions.
+        fitting: The fits that run beside the lines.
         refused: How many images were refused because there was no room.
     """
 
@@ -108,6 +110,7 @@ class Station:
         self._closing = False
         self._looking = threading.Lock()
         self._earlier: Inspector | None = None
+        self.fitting = Fitting(folder / "jobs", folder / "images", self.add)
         self.refused = 0
 
     @classmethod
@@ -319,9 +322,22 @@ class Station:
         version = self.registry.of(decision.model, decision.model_id)
         if version is None:
             raise NotFoundError(f"{decision.model} has no version {decision.model_id} any more, which decided this")
+        return self.inspector(decision.model, version.version)
+
+    def inspector(self, model: str, number: int | None = None) -> Inspector:
+        """A version of a model, to look at images with; the active one where no number is given.
+
+        Raises:
+            NotFoundError: There is no such model, or no such version.
+            ModelFolderError: It does not verify, or computes something else here.
+        """
+        version = self.registry.version(model, number)
+        line = self._lines.get(model)
+        if line is not None and line.inspector.model_id == version.model_id:
+            return line.inspector
         with self._looking:
-            if self._earlier is None or self._earlier.model_id != decision.model_id:
-                self._earlier = self.registry.load(decision.model, version.version)
+            if self._earlier is None or self._earlier.model_id != version.model_id:
+                self._earlier = self.registry.load(model, version.version)
             return self._earlier
 
     def look(self, inspector: Inspector, image: bytes) -> Verdict:
@@ -441,6 +457,7 @@ class Station:
                 return True
             self._closing = True
             lines = list(self._lines.values())
+        self.fitting.close()
         finished = [line.drain(timeout_s) for line in lines]  # each of them, whatever the others do
         for line in lines:
             line.close()

@@ -142,10 +142,13 @@ class Stopwatch:
         self._began = time.perf_counter()
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Time a block, added to what the stage took before."""
+    def stage(self, name: str, progress: Progress | None = None) -> Iterator[None]:
+        """Time a block, added to what the stage took before. `progress` hears of it where nothing inside tells more."""
+        progress = progress or (lambda _stage, _done, _total: None)
+        progress(name, 0, 1)
         began = time.perf_counter()
         yield
+        progress(name, 1, 1)
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
     def total(self) -> dict[str, float]:
@@ -251,7 +254,7 @@ def fit(
         )
 
     with model_folder.staging(target) as stage, _work_folder(target, resume) as work:
-        with watch.stage("data"):
+        with watch.stage("data", progress):
             dataset = data if isinstance(data, Dataset) else load(Path(data))
         choice = None
         if latency_budget is not None:
@@ -279,7 +282,7 @@ def fit(
                     progress=progress,
                 )
             config = replace(config, size=choice.size, backbone=choice.backbone)
-        with watch.stage("data"):
+        with watch.stage("data", progress):
             parts = split(dataset, holdout=0.0 if calibrate == "cross" else holdout, seed=seed)
             to_fit = parts.fit
             layout = place_on_input(given_zones or Zones(), config.size)
@@ -290,7 +293,7 @@ def fit(
                 tiles.check()
             pixels = tiles.pixels() if tiles else decode_all(sample.image_path for sample in to_fit)
             preparation = Preparation.of(pixels, size=config.size)
-        with watch.stage("backbone"):
+        with watch.stage("backbone", progress):
             detector = build_detector(detector_class, config, seed, layout).to(where)
         with watch.stage("features"):
             if features is None:
@@ -315,13 +318,13 @@ def fit(
             history = train(
                 detector, extraction.cache, seed=seed, progress=progress, checkpoint=checkpoint, resume=resume
             )
-        with watch.stage("export"):
+        with watch.stage("export", progress):
             # Not `save_file`, which leaves a file that only its owner can read.
             (stage / WEIGHTS_NAME).write_bytes(save(_contiguous(detector.learned_state())))
             method_section = Method(name=method, preset=preset, config=asdict(config))
             backbone_section = Backbone(**detector.backbone.to_json()) if detector.backbone else None
             session = open_written(detector, method_section, backbone_section, stage, layout)
-        with watch.stage("calibration"):
+        with watch.stage("calibration", progress):
             scored = to_fit[:N_PARITY] if calibrate == "cross" else parts.calibrate
             if tiling:
                 held_out = score_in_tiles(session.run, scored, preparation, tiling)
@@ -343,7 +346,7 @@ def fit(
                 scores, peaks = held_out.scores, held_out.peaks
             calibration = fit_calibration(scores, peaks[:, 0], false_reject=false_reject, scheme=calibrate)
             calibrated_zones = given_zones and calibrate_zones(given_zones, calibration, peaks[:, 1:])
-        with watch.stage("gate"):
+        with watch.stage("gate", progress):
             names = [path.name for path in held_out.image_paths]
             trained = torch_scores(detector, held_out.images)
             parity = check_parity(held_out.images, names, trained, session, calibration.image_threshold)

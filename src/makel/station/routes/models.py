@@ -23,6 +23,9 @@ from makel.station.registry import NAME, Version
 from makel.station.station import Station
 
 Name = Annotated[str, Path(pattern=f"^{NAME.pattern}$", description="The name a model is served under")]
+VersionNumber = Annotated[
+    int | None, Query(ge=1, le=2**31, description="Of the model; the one that judges where none is named")
+]
 Engineer = Annotated[Principal, Depends(needs("engineer"))]
 
 _BINARY = {"type": "string", "format": "binary"}
@@ -84,9 +87,9 @@ def router(station: Station) -> APIRouter:
         response_class=HTMLResponse,
         response_model=None,
     )
-    def report(name: Name) -> Response:
-        """The report of the version that judges."""
-        path = station.registry.version(name).path
+    def report(name: Name, version: VersionNumber = None) -> Response:
+        """The report of a version; of the one that judges where none is named."""
+        path = station.registry.version(name, version).path
         page = open_folder(path, verify=False).read(REPORT_NAME)
         headers = {"Content-Security-Policy": _REPORT_POLICY, "X-Frame-Options": "SAMEORIGIN"}
         return HTMLResponse(page, headers=headers)

@@ -1,0 +1,136 @@
+"""The good picture that looks most like another one: what a person holds beside a reject.
+
+Candidates are pictures of the same model that are still kept: parts a person called good, and the latest parts that
+passed and nobody called a defect. Where none is kept, the golden images of the model stand in, which are good images
+of its fit at the size the model sees. Nearest is the smallest mean absolute difference at 48 x 48 pixels, on a common
+brightness scale: coarse enough that texture and noise do not decide, fine enough that position and variant do.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from makel.errors import MakelError, NotFoundError
+from makel.images import decode
+from makel.model import overlay
+from makel.model.golden import GOLDEN_DIR
+from makel.model.inspector import Inspector
+from makel.station.decisions import Recorded
+from makel.station.filters import Filter
+from makel.station.station import Station
+
+_SIDE_PX = 48
+_PASSED, _ANSWERED = 24, 24
+"""Each of them is decoded once, which on a line with large images is what this costs."""
+
+_KEPT = 2048
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A good picture.
+
+    Attributes:
+        number: Of its decision; None for a golden image.
+        golden: Its index among the golden images of the model; None for a decision.
+        difference: Mean absolute difference, 0 for the same picture, 1 for black beside white.
+        n_compared: Pictures that were looked at.
+    """
+
+    number: int | None
+    golden: int | None
+    difference: float
+    n_compared: int
+
+
+class Neighbours:
+    """Looks for them, and remembers what pictures look like. Thread-safe."""
+
+    def __init__(self, station: Station) -> None:
+        """Look among the pictures of a station."""
+        self._station = station
+        self._lock = threading.Lock()
+        self._seen: OrderedDict[str, NDArray[np.float32]] = OrderedDict()
+
+    def nearest(self, recorded: Recorded) -> Neighbour:
+        """The good picture most like this one, other than itself.
+
+        Raises:
+            NotFoundError: The picture is not kept any more, or there is no good one to compare with.
+            ImageError: The picture cannot be decoded.
+        """
+        decision = recorded.decision
+        white_level = self._white_level(recorded)
+        wanted = self._look(decision.image_sha256, white_level)
+        distances: list[tuple[float, int]] = []
+        for other in self._candidates(recorded):
+            try:
+                seen = self._look(other.decision.image_sha256, white_level)
+            except MakelError:
+                continue  # dropped meanwhile
+            distances.append((_difference(wanted, seen), other.number))
+        if distances:
+            difference, number = min(distances)
+            return Neighbour(number, None, difference, len(distances))
+        golden = golden_images(self._station.inspector_of(decision))
+        if not golden:
+            raise NotFoundError(f"no good picture of {decision.model} is kept to compare with")
+        differences = [_difference(wanted, _small(image)) for image in golden]
+        best = int(np.argmin(differences))
+        return Neighbour(None, best, differences[best], len(golden))
+
+    def _candidates(self, recorded: Recorded) -> list[Recorded]:
+        find, decision = self._station.store.find, recorded.decision
+        answered = find(Filter(model=decision.model, answer="good"), limit=_ANSWERED)
+        passed = find(Filter(model=decision.model, verdict="pass", answer="none"), limit=_PASSED)
+        unique = {each.decision.image_sha256: each for each in (*passed, *answered)}
+        unique.pop(decision.image_sha256, None)
+        unique.pop("", None)
+        return [each for sha, each in unique.items() if sha in self._station.pictures]
+
+    def _white_level(self, recorded: Recorded) -> int | None:
+        try:
+            return self._station.inspector_of(recorded.decision).manifest.preprocessing.white_level
+        except MakelError:
+            return None
+
+    def _look(self, image_sha256: str, white_level: int | None) -> NDArray[np.float32]:
+        with self._lock:
+            if image_sha256 in self._seen:
+                self._seen.move_to_end(image_sha256)
+                return self._seen[image_sha256]
+        pixels = decode(self._station.pictures.read(image_sha256), max_pixels=self._station.settings.max_pixels)
+        small = _small(overlay.plain(pixels, white_level=white_level, longest_px=(1, 512)))
+        with self._lock:
+            self._seen[image_sha256] = small
+            while len(self._seen) > _KEPT:
+                self._seen.popitem(last=False)
+        return small
+
+
+def golden_images(inspector: Inspector) -> list[NDArray[np.uint8]]:
+    """The golden images of a model: (H, W, 3) uint8 RGB each, as they went into it."""
+    folder = inspector.folder
+    names = sorted(name for name in folder.manifest.files if name.startswith(f"{GOLDEN_DIR}/"))
+    images = []
+    for name in names:
+        with np.load(io.BytesIO(folder.read(name)), allow_pickle=False) as stored:
+            images.append(np.ascontiguousarray(stored["image"].transpose(1, 2, 0)))
+    return images
+
+
+def _small(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(48, 48, 3) float32 in [0, 1]."""
+    resized = cv2.resize(pixels, (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
+    return np.asarray(resized, np.float32) / np.float32(255)
+
+
+def _difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
+    return float(np.abs(one - other).mean())

@@ -1,0 +1,139 @@
+// Health: whether the station decides, how fast, and whether the line is still what it was calibrated on.
+
+import { ask, get, post } from "./api.js";
+import { uniformityChart } from "./charts.js";
+import { h, put, say, shape } from "./dom.js";
+import { station } from "./station.js";
+import { bytes, counted, figure, interval, percent, time } from "./words.js";
+
+const EVERY_MS = 5000;
+
+export class HealthView {
+  title = "Health";
+  #timer = null;
+  #subscriptions = new AbortController();
+
+  constructor() {
+    this.cards = Object.fromEntries(["ready", "drift", "latency", "queue", "disk", "record"].map((name) => [name, h("div")]));
+    const card = (name, words) => h("section", { class: "card" }, h("h2", null, words), this.cards[name]);
+    this.verify = h("button", { type: "button", onclick: () => this.#verify() }, "Verify the record");
+    this.drift = h("div", { class: "drifts" });
+    this.cards.record.after(this.verify);
+    this.element = h(
+      "div",
+      { class: "health" },
+      h("h1", { class: "visually-hidden" }, "Health"),
+      card("ready", "Station"),
+      card("latency", "Latency"),
+      card("queue", "Queues"),
+      card("disk", "Pictures and disk"),
+      h("section", { class: "card" }, h("h2", null, "Record"), this.cards.record, this.verify),
+      h("section", { class: "card wide" }, h("h2", null, "Is the line still what was calibrated?"), this.drift),
+    );
+  }
+
+  open() {
+    const { signal } = this.#subscriptions;
+    station.addEventListener("models", () => this.#drifts(), { signal });
+    station.addEventListener("recent", () => this.#drifts(), { signal });
+    this.#drifts();
+    this.#look();
+  }
+
+  close() {
+    this.#subscriptions.abort();
+    clearTimeout(this.#timer);
+  }
+
+  async #look() {
+    try {
+      const [ready, overview] = await Promise.all([readiness(), get("/overview")]);
+      this.#draw(ready, overview);
+      this.#drifts();
+    } catch (problem) {
+      put(this.cards.ready, h("p", { class: "problem" }, problem.message));
+    }
+    this.#timer = setTimeout(() => this.#look(), EVERY_MS);
+  }
+
+  #draw(ready, { latency_ms: latency, lines, refused, pictures, record }) {
+    put(
+      this.cards.ready,
+      h("p", { class: `state ${ready.ready ? "good" : "bad"}` }, shape(ready.ready ? "pass" : "reject"), ready.ready ? "Decides" : "Does not decide"),
+      h("ul", { class: "plain" }, [...ready.obstacles, ...ready.warnings].map((text) => h("li", { class: "problem" }, text))),
+      ready.obstacles.length + ready.warnings.length ? null : h("p", { class: "muted" }, "Nothing needs anybody."),
+    );
+    put(
+      this.cards.latency,
+      h("p", { class: "big" }, latency.p50 === null ? "–" : `${figure(latency.p50, 3)} ms`),
+      h("p", { class: "muted" }, latency.n ? `half of the latest ${counted(latency.n, "part")} or faster; 95 % within ${figure(latency.p95, 3)} ms, 99 % within ${figure(latency.p99, 3)} ms` : "no part yet"),
+    );
+    put(
+      this.cards.queue,
+      lines.length ? lines.map((line) => h("div", { class: "meter-row" }, h("span", null, line.name), h("meter", { min: 0, max: line.queue, high: line.queue * 0.8, value: line.depth, "aria-label": `Queue of ${line.name}` }), h("span", null, `${line.depth} of ${line.queue}`))) : h("p", { class: "muted" }, "No model is served."),
+      h("p", { class: "muted" }, refused ? `${counted(refused, "image")} refused for want of room since the start` : "No image was refused since the start."),
+    );
+    const shelves = Object.entries(pictures.shelves);
+    const kept = shelves.reduce((sum, [, shelf]) => sum + shelf.size_bytes, 0);
+    put(
+      this.cards.disk,
+      h("div", { class: "meter-row" }, h("span", null, "Pictures"), h("meter", { min: 0, max: pictures.limit_bytes, value: kept, "aria-label": "Pictures kept" }), h("span", null, `${bytes(kept)} of ${bytes(pictures.limit_bytes)}`)),
+      h("div", { class: "meter-row" }, h("span", null, "Disk"), h("meter", { min: 0, max: pictures.disk_total_bytes, value: pictures.disk_total_bytes - pictures.disk_free_bytes, high: pictures.disk_total_bytes * 0.9, "aria-label": "Disk used" }), h("span", null, `${bytes(pictures.disk_free_bytes)} free`)),
+      h("p", { class: "muted" }, shelves.map(([shelf, { n }]) => `${n} ${shelf}`).join(", ")),
+    );
+    const { verified } = record;
+    put(
+      this.cards.record,
+      h("p", { class: "big" }, String(record.decisions)),
+      h("p", { class: "muted" }, `decisions in ${record.entries} entries${record.waiting ? `; ${record.waiting} wait for the record` : ""}`),
+      verified ? h("p", { class: `state ${verified.problem ? "bad" : "good"}` }, shape(verified.problem ? "reject" : "pass"), verified.problem ? `Broken at ${verified.problem}` : `As it was written, up to entry ${verified.entry}`) : h("p", { class: "muted" }, "Not verified since the start."),
+      verified ? h("p", { class: "muted" }, `verified ${time(verified.at)}`) : null,
+    );
+  }
+
+  async #verify() {
+    this.verify.disabled = true;
+    try {
+      const { problem } = await post("/record/verify");
+      say(problem ? `The record is broken at ${problem}` : "The record is as it was written.", problem ? "problem" : "note");
+      clearTimeout(this.#timer);
+      await this.#look();
+    } catch (problem) {
+      say(problem.message, "problem");
+    }
+    this.verify.disabled = false;
+  }
+
+  #drifts() {
+    const parts = station.models.map((model) => {
+      const decisions = station.latest(model.name, 200);
+      const judged = decisions.filter((decision) => decision.p_value !== null && decision.model_id === model.model_id);
+      const rejects = judged.filter((decision) => decision.verdict === "reject").length;
+      const [low, high] = interval(rejects, judged.length);
+      const over = judged.length > 0 && low > model.promised_false_reject;
+      const words = judged.length
+        ? `${rejects} of ${judged.length} rejected: ${percent(low)} to ${percent(high)} (95 %), ${percent(model.promised_false_reject)} promised for good parts.`
+        : "No part judged by this version yet.";
+      return h(
+        "article",
+        null,
+        h("h3", null, model.name),
+        h("p", { class: `state ${over ? "bad" : "good"}` }, shape(over ? "reject" : "pass"), over ? "More rejects than good parts explain" : "Within what was promised"),
+        h("p", { class: "muted" }, words),
+        judged.length ? uniformityChart(judged.map((decision) => decision.p_value)) : null,
+        judged.length ? h("p", { class: "muted" }, "Good parts spread evenly over all p-values; defects lie at the left end. A slope over the rest means that light, focus, position or product changed.") : null,
+      );
+    });
+    put(this.drift, parts.length ? parts : h("p", { class: "muted" }, "No model is served."));
+  }
+}
+
+/** Whether the station decides; a station that does not says so with status 503. */
+async function readiness() {
+  try {
+    return await (await ask("/readyz")).json();
+  } catch (problem) {
+    if (problem.status !== 503) throw problem;
+    return (await fetch("/readyz")).json();
+  }
+}

@@ -1,0 +1,117 @@
+// What the page knows of the station: who asks, the models, the latest decisions, and whether the stream is alive.
+
+import { ask, get } from "./api.js";
+
+const REMEMBERED = 500;
+const SILENCE_MS = 10000;
+
+class Station extends EventTarget {
+  session = { name: null, role: null, token_needed: false };
+  models = [];
+  recent = []; // newest last
+  connection = "connecting";
+  heardAt = 0;
+  #source = null;
+  #retryMs = 1000;
+
+  get isEngineer() {
+    return this.session.role === "engineer";
+  }
+
+  model(name) {
+    return this.models.find((model) => model.name === name);
+  }
+
+  async start() {
+    this.session = await get("/session");
+    this.#tell("session");
+    if (this.session.role === null) return;
+    this.#listen();
+    setInterval(() => this.#watch(), SILENCE_MS / 2);
+  }
+
+  async refreshModels() {
+    this.models = (await get("/models")).models;
+    this.#tell("models");
+  }
+
+  /** The latest decisions of a model, oldest first; of all where none is named. */
+  latest(name, count) {
+    const mine = name ? this.recent.filter((decision) => decision.model === name) : this.recent;
+    return mine.slice(-count);
+  }
+
+  /** A decision that was answered or came by another way. */
+  update(decision) {
+    const index = this.recent.findIndex((each) => each.number === decision.number);
+    if (index >= 0) this.recent[index] = decision;
+  }
+
+  #listen() {
+    this.#source?.close();
+    const source = new EventSource("/events");
+    this.#source = source;
+    source.onopen = async () => {
+      this.#retryMs = 1000;
+      try {
+        await this.#catchUp();
+        this.#connected("live");
+      } catch {
+        this.#lost(source);
+      }
+    };
+    source.addEventListener("decision", (event) => {
+      this.heardAt = Date.now();
+      this.#take(JSON.parse(event.data));
+    });
+    source.onerror = () => this.#lost(source);
+  }
+
+  // The stream brings only what comes from now on, so what came before is read from the record.
+  async #catchUp() {
+    const [page] = await Promise.all([get("/history", { limit: 200 }), this.refreshModels()]);
+    const known = new Set(page.decisions.map((decision) => decision.number));
+    const later = this.recent.filter((decision) => !known.has(decision.number));
+    this.recent = [...later, ...page.decisions].sort((a, b) => a.number - b.number).slice(-REMEMBERED);
+    this.heardAt = Date.now();
+    this.#tell("recent");
+  }
+
+  #take(decision) {
+    if (this.recent.some((each) => each.number === decision.number && decision.number)) return;
+    this.recent.push(decision);
+    if (this.recent.length > REMEMBERED) this.recent.shift();
+    this.dispatchEvent(new CustomEvent("decision", { detail: decision }));
+  }
+
+  #lost(source) {
+    if (source !== this.#source) return;
+    source.close();
+    this.#source = null;
+    this.#connected("lost");
+    setTimeout(() => this.#listen(), this.#retryMs);
+    this.#retryMs = Math.min(this.#retryMs * 2, 8000);
+  }
+
+  // A cable that is pulled out ends no connection: silence has to be asked about.
+  async #watch() {
+    if (this.connection !== "live" || Date.now() - this.heardAt < SILENCE_MS) return;
+    try {
+      await ask("/healthz", { signal: AbortSignal.timeout(SILENCE_MS / 2) });
+      this.heardAt = Date.now();
+    } catch {
+      if (this.#source) this.#lost(this.#source);
+    }
+  }
+
+  #connected(state) {
+    this.connection = state;
+    this.#tell("connection");
+  }
+
+  #tell(what) {
+    this.dispatchEvent(new Event(what));
+  }
+}
+
+export const station = new Station();

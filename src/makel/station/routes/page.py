@@ -1,0 +1,41 @@
+"""The page: files of the package, listed once, so that no name from a request is ever a path."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+from fastapi import APIRouter
+from fastapi.responses import Response
+
+from makel.errors import NotFoundError
+
+_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "css": "text/css; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+
+
+def router() -> APIRouter:
+    """The page's endpoints. They need no token: the page holds nothing until its reader has one."""
+    routes = APIRouter(include_in_schema=False)
+    held = {
+        item.name: (item.read_bytes(), _TYPES[item.name.rpartition(".")[2]])
+        for item in files("makel.station").joinpath("page").iterdir()
+        if item.name.rpartition(".")[2] in _TYPES
+    }
+
+    @routes.get("/")
+    async def index() -> Response:
+        content, kind = held["index.html"]
+        return Response(content, media_type=kind)
+
+    @routes.get("/page/{name}")
+    async def file(name: str) -> Response:
+        if name not in held:
+            raise NotFoundError(f"the page has no file {name[:100]!r}")
+        content, kind = held[name]
+        return Response(content, media_type=kind)
+
+    return routes
