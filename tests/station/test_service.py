@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import socket
+import threading
 import zipfile
 from contextlib import ExitStack
 
@@ -237,6 +238,7 @@ class TestHistory:
             assert {next(each) for each in lines} == {": makel"}
             assert "64 clients listen already" in problem(client.get("/events"), 503)
         wait_for(lambda: listens(client))
+        wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name == "makel-listener"])
 
     def test_a_live_stream_does_not_hold_up_the_end(self, station):
         with serving(station) as client, client.stream("GET", "/events") as stream:

@@ -106,7 +106,8 @@ def serve(
         connections = Connections(station, wiring)
         app = create_app(station, access, BodyLimits(image_bytes=max_body_mb * 2**20), connections.triggers)
         with listen(host, port) as socket, connections:
-            print(f"makel: serving on http://{host}:{socket.getsockname()[1]}", file=sys.stderr, flush=True)
+            shown = f"[{host}]" if ":" in host else host
+            print(f"makel: serving on http://{shown}:{socket.getsockname()[1]}", file=sys.stderr, flush=True)
             server(app).run([socket])
 
 
