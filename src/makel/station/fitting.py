@@ -185,8 +185,8 @@ class Fitting:
         """
         job = Job(folder.name, name, n_images, settings, by, began=now())
         threads = max(1, (os.cpu_count() or 2) // 2)
-        command = [sys.executable, "-m", "makel", "fit", images.name, "--out", str(folder.resolve() / "model")]
-        command += [*settings.arguments(), "--threads", str(threads), "--json", "--json-progress"]
+        command = [sys.executable, "-m", "makel", "fit", "--out", str(folder.resolve() / "model")]
+        command += [*settings.arguments(), "--threads", str(threads), "--json", "--json-progress", "--", images.name]
         child = subprocess.Popen(
             command,
             cwd=images.parent,  # so that nothing it says holds a path of this machine

@@ -118,7 +118,7 @@ export function uniformityChart(values) {
   const wide = (WIDTH - LEFT - RIGHT) / bins;
   const y = (count) => bottom - (count / most) * (bottom - top);
   const drawn = counts.map((count, index) => s("rect", { x: LEFT + index * wide + 2, y: y(count), width: wide - 4, height: bottom - y(count), class: "bar held" }));
-  drawn.push(rule(LEFT, bottom, WIDTH - RIGHT, bottom, "axis"), rule(LEFT, y(expected), WIDTH - RIGHT, y(expected), "budget"));
+  drawn.push(rule(LEFT, bottom, WIDTH - RIGHT, bottom, "axis"), rule(LEFT, y(expected), WIDTH - RIGHT, y(expected), "expected"));
   drawn.push(label(LEFT - 6, y(expected) + 4, "even"), label(LEFT, height - 5, "p = 0", "start"), label(WIDTH - RIGHT, height - 5, "p = 1"));
   return frame(height, `p-values of the latest ${counted(values.length, "part")}: ${counts.join(", ")} in ten equal steps`, drawn);
 }

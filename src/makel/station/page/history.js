@@ -128,8 +128,8 @@ export class HistoryView {
 
   #mark() {
     for (const item of this.list.children) {
-      const current = Number(item.dataset.number) === this.#number;
-      item.firstChild.toggleAttribute("aria-current", current);
+      if (Number(item.dataset.number) === this.#number) item.firstChild.setAttribute("aria-current", "true");
+      else item.firstChild.removeAttribute("aria-current");
     }
   }
 

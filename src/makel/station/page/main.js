@@ -30,8 +30,10 @@ function route() {
   put(main, view.element);
   main.className = `view-${known}`;
   document.title = `${view.title} – makel`;
-  for (const tab of tabs.children) tab.toggleAttribute("aria-current", tab.dataset.view === known);
-  for (const tab of tabs.querySelectorAll("[aria-current]")) tab.setAttribute("aria-current", "page");
+  for (const tab of tabs.children) {
+    if (tab.dataset.view === known) tab.setAttribute("aria-current", "page");
+    else tab.removeAttribute("aria-current");
+  }
   view.open(...rest);
 }
 

@@ -150,9 +150,9 @@ export class ModelsView {
       put(chart, scoreHistogram(told.scores, told.recent, threshold, told.image_threshold));
       const above = told.recent.filter((score) => score > threshold).length;
       const recent = told.recent.length ? ` Of the ${counted(told.recent.length, "latest part")} it would reject ${above}.` : "";
-      const verb = told.scheme === "cross" ? "aims at" : "rejects at most";
+      const verb = told.scheme === "cross" ? "is meant to reject" : "rejects";
       const own_ = index === own ? " This is the model's own." : "";
-      put(words, "Above ", h("b", null, figure(threshold)), ` ${verb} `, h("b", null, percent(rate)), ` of good parts.${own_}${recent}`);
+      put(words, "A threshold of ", h("b", null, figure(threshold)), ` ${verb} at most `, h("b", null, percent(rate)), ` of good parts.${own_}${recent}`);
       slider.setAttribute("aria-valuetext", `${figure(threshold)}, ${percent(rate)} of good parts`);
       clearTimeout(asked);
       if (isMoved) asked = setTimeout(async () => put(explanation, (await get(path, { version, false_reject: rate })).explanation), 250);

@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from makel.errors import UsageError
+from makel.errors import StoreError, UsageError
 from makel.images.reading import is_image_name
 from makel.station import bodies, problems
 from makel.station.access import Principal, needs
@@ -93,10 +93,13 @@ def router(station: Station) -> APIRouter:
         settings = FitSettings(preset, size, epochs, false_reject, calibrate)
         folder = await run_in_threadpool(fitting.reserve)
         try:
-            images = folder / "images"
-            images.mkdir()
+            images = folder / "images" / name  # the report calls the data by its folder's name
+            images.mkdir(parents=True)
             archive = await _receive(request, folder, images)
-            job = await run_in_threadpool(_begin, station, folder, archive or images, name, settings, who)
+            job = await run_in_threadpool(_begin, station, folder, images, archive, name, settings, who)
+        except OSError as error:
+            await run_in_threadpool(fitting.discard, folder)
+            raise StoreError(f"the upload cannot be kept: {error.strerror}") from error
         except BaseException:
             await run_in_threadpool(fitting.discard, folder)
             raise
@@ -105,12 +108,19 @@ def router(station: Station) -> APIRouter:
     return routes
 
 
-def _begin(station: Station, folder: FilePath, come: FilePath, name: str, settings: FitSettings, who: Principal) -> Job:
-    images = folder / "images"
-    if come != images:
-        with come.open("rb") as opened:
+def _begin(
+    station: Station,
+    folder: FilePath,
+    images: FilePath,
+    archive: FilePath | None,
+    name: str,
+    settings: FitSettings,
+    who: Principal,
+) -> Job:
+    if archive is not None:
+        with archive.open("rb") as opened:
             images = unpack(opened, images)
-        come.unlink()
+        archive.unlink()
     n_images = sum(1 for path in images.rglob("*") if is_image_name(path))
     if not n_images:
         raise UsageError("the upload holds no image: send good images as PNG, JPEG, TIFF, BMP or WebP")

@@ -1,0 +1,293 @@
+"""The page in a real Chromium, as people use it: a product is taught, judged, looked up, answered, rolled back."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import tiny_model
+from makel.station.access import Access, Tokens
+from makel.station.service import create_app, listen, server
+from makel.station.station import Settings, Station
+
+selenium = pytest.importorskip("selenium", reason="selenium is not installed")
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
+
+VIEWS = ("line", "history", "models", "health")
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --force-prefers-reduced-motion --window-size=1280,800 --lang=en-GB"
+)
+
+
+class Page:
+    """The page of a station in a browser."""
+
+    def __init__(self, browser):
+        self.browser, self.address = browser, ""
+
+    def open(self, address, view="line"):
+        """A page that has never been here: nothing that an earlier test chose is kept."""
+        self.browser.get("about:blank")
+        self.browser.get_log("browser")
+        self.address = address
+        self.browser.get(f"{address}/healthz")
+        self.browser.execute_script("localStorage.clear()")
+        self.browser.get_log("browser")  # the browser asked for an icon that only the page has
+        self.browser.get(f"{address}/#{view}")
+
+    def go(self, view):
+        self.browser.execute_script("location.hash = arguments[0]", f"#{view}")
+        self.wait(lambda: self.one("nav [aria-current]").text.lower() == view.partition("/")[0])
+
+    def one(self, selector):
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector):
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def button(self, words):
+        return self.browser.find_element(By.XPATH, f"//button[contains(normalize-space(), '{words}')]")
+
+    def wait(self, condition, timeout_s=20):
+        """Until a condition holds; elements that are drawn anew meanwhile count as not yet."""
+        from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
+
+        ignored = (NoSuchElementException, StaleElementReferenceException)
+        wait = WebDriverWait(self.browser, timeout_s, poll_frequency=0.05, ignored_exceptions=ignored)
+        return wait.until(lambda _: condition())
+
+    def reads(self, selector, words, timeout_s=20):
+        self.wait(lambda: words in self.one(selector).text, timeout_s)
+
+    def live(self):
+        self.reads("#connection", "live")
+
+    def key(self, key):
+        ActionChains(self.browser).send_keys(key).perform()
+
+    def errors(self):
+        return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+    def findings(self):
+        """What axe finds that is serious or critical."""
+        import axe_core_python
+
+        if not self.browser.execute_script("return 'axe' in window"):
+            script = Path(axe_core_python.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+            self.browser.execute_script(script)
+        # The report's frame is another page, in a sandbox that no script of this one reaches.
+        found = self.browser.execute_async_script(
+            "axe.run(document, {iframes: false}).then(arguments[0], (error) => arguments[0]({error: String(error)}))"
+        )
+        return [
+            f"{rule['id']}: {node['html'][:160]} {node['failureSummary'][:200]}"
+            for rule in found["violations"]
+            if rule["impact"] in ("serious", "critical")
+            for node in rule["nodes"]
+        ]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("Debian's chromium and chromium-driver are not installed")
+    options = ChromeOptions()
+    options.binary_location = chromium
+    for flag in FLAGS.split():
+        options.add_argument(flag)
+    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = Chrome(options=options, service=ChromeService(driver))
+    yield Page(browser)
+    browser.quit()
+
+
+@contextmanager
+def serving(station, port=0, access=None):
+    """The address of a real server on the loopback."""
+    running = server(create_app(station, access or Access(Tokens(station.folder / "tokens.json"))))
+    with listen("127.0.0.1", port) as socket:
+        thread = threading.Thread(target=running.run, args=([socket],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{socket.getsockname()[1]}"
+        finally:
+            running.end()
+            thread.join()
+
+
+@pytest.fixture
+def station(tmp_path):
+    with Station.open(tmp_path / "station", Settings(threads=1)) as opened:
+        yield opened
+
+
+def write_parts(folder):
+    """A striped product with noise, and one of it with a dark blot."""
+    rng = np.random.default_rng(0)
+    stripes = 120 + 60 * np.sin(np.arange(96) / 5)[:, None, None]
+    folder.mkdir()
+    for index in range(12):
+        part = np.clip(stripes + rng.normal(0, 6, (96, 80, 1)) + np.array([10.0, 0, -10]), 0, 255)
+        cv2.imwrite(str(folder / f"good-{index:02}.png"), part)
+    cv2.circle(part, (40, 48), 16, (0, 0, 0), -1)
+    defect = folder.with_name("blot.png")
+    cv2.imwrite(str(defect), part)
+    return sorted(folder.iterdir()), defect
+
+
+def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_path):
+    good, defect = write_parts(tmp_path / "parts")
+    other = shutil.make_archive(str(tmp_path / "stripes"), "zip", tiny_model.write(tmp_path / "other"))
+    with serving(station) as address:
+        page.open(address)
+        page.live()
+        page.reads(".viewer", "Teach the station a product first")
+
+        # Good images in, a fit watched to its end.
+        page.key("3")
+        page.one("#teach-files").send_keys("\n".join(map(str, good)))
+        page.reads(".chosen", "12 images")
+        page.one("#teach-name").send_keys("stripes")
+        page.one(".teach summary").click()
+        Select(page.one("#teach-size")).select_by_value("64")
+        page.one("#teach-epochs").send_keys("1")
+        reject = page.one("#teach-reject")
+        reject.clear()
+        reject.send_keys("40")
+        page.button("Learn from these images").click()
+        page.wait(lambda: page.one(".stages .now").text)
+        assert page.findings() == []
+        page.browser.refresh()  # a job outlives the page
+        page.reads(".job", "Learning stripes")
+        page.reads(".job", "stripes, version 1, is learnt", 120)
+        page.reads(".panel", "judges now")
+        page.browser.execute_script("document.querySelector('.report').scrollIntoView()")
+        page.browser.switch_to.frame(page.one(".report iframe"))
+        page.wait(lambda: "stripes" in page.one("body").text)
+        page.browser.switch_to.default_content()
+
+        # A pass and a reject.
+        inspector = station.inspector("stripes")
+        passing = next(path for path in good if station.look(inspector, path.read_bytes()).verdict == "pass")
+        page.go("line")
+        page.one("#inspect-file").send_keys(str(passing))
+        page.reads(".verdict-word", "PASS")
+        page.one("#inspect-file").send_keys(str(defect))
+        page.reads(".verdict-word", "REJECT")
+        page.reads(".verdict-facts", "blot.png")
+        page.wait(lambda: page.all(".line image.heat") and page.all(".line .region"))
+        assert page.one(".line .regions li button").text.startswith("1")
+        page.reads(".rate", "50.0 %")
+        page.reads(".rate", "1 of the last 2 parts")
+        page.one(".strip a").click()
+
+        # The reject beside its nearest good picture, and what people say of both.
+        page.reads(".detail .verdict-word", "REJECT")
+        page.wait(lambda: len(page.all(".pair svg image")) == 3)
+        assert "No. 1" in page.one(".pair figure:last-child figcaption").text
+        page.key("d")
+        page.wait(lambda: page.one(".answer.defect").get_attribute("aria-pressed") == "true")
+        page.go("history/1")
+        page.reads(".detail .part-name", passing.name)
+        page.button("This was good").click()
+        page.wait(lambda: page.one(".answer.good").get_attribute("aria-pressed") == "true")
+        Select(page.one("#answer")).select_by_value("defect")
+        page.wait(lambda: [row.text.split("\n")[0] for row in page.all(".rows .row")] == ["reject"])
+        assert [station.store.get(number).answer for number in (1, 2)] == ["good", "defect"]
+
+        # A second version: tried, activated, and one step back.
+        page.go("models")
+        page.one("#model-zip").send_keys(other)
+        page.reads(".panel", "Version 2")
+        page.browser.find_element(By.LINK_TEXT, "Version 2").click()
+        page.reads(".panel", "Try version 2")
+        page.one("#try-file").send_keys(str(defect))
+        page.reads(".tried", "reject")
+        page.wait(lambda: page.all(".chart.wide .threshold"))
+        before = page.one(".means").text
+        page.one("#threshold").send_keys(Keys.ARROW_LEFT)
+        page.wait(lambda: page.one(".means").text != before)
+        assert "at most 50.0 % of good parts" in page.one(".means").text
+        page.button("Activate").click()
+        page.wait(lambda: station.registry.version("stripes").version == 2)
+        page.wait(lambda: page.all("#toasts .toast"))
+        page.button("Back to the version before").click()
+        page.wait(lambda: station.registry.version("stripes").version == 1)
+        assert station.store.count() == 2  # nothing that was tried is in the record
+
+        page.go("health")
+        page.reads(".state.good", "Decides")
+        page.button("Verify the record").click()
+        page.reads(".health", "As it was written, up to entry")
+        actions = [audit.action for audit in station.store.audits()]
+        assert actions == ["roll back", "activate", "add model", "add model", "fit"]
+
+        for theme in ("light", "dark"):
+            page.wait(lambda theme=theme: page.one("#theme").click() or theme in page.one("#theme").text.lower())
+            for view in VIEWS:
+                page.go(view if view != "history" else "history/2")
+                page.wait(lambda view=view: page.all(".pair svg image, .line image, .chart .threshold, .drifts .chart"))
+                assert page.findings() == [], f"{view} in {theme}"
+        assert page.errors() == []
+
+
+def test_a_lost_connection_is_seen_at_once_and_found_again(page, station, tmp_path):
+    station.add("part", tiny_model.write(tmp_path / "model"), by="test", role="engineer")
+    grey = cv2.imencode(".png", np.full((32, 32, 3), 128, np.uint8))[1].tobytes()
+    with serving(station) as address:
+        page.open(address)
+        page.live()
+        station.decide(grey, name="before", source="http")
+        page.reads(".verdict-facts", "before")
+    page.reads("#notices", "Connection lost.")
+    page.reads("#connection", "connection lost")
+    assert page.findings() == []
+    station.decide(grey, name="meanwhile", source="http")
+    with serving(station, port=int(address.rpartition(":")[2])):
+        page.live()
+        page.reads(".verdict-facts", "meanwhile")
+        assert page.one("#notices").text == ""
+        page.key("p")
+        page.reads("#pause", "Go on")
+        station.decide(grey, name="paused", source="http")
+        page.reads("#pause", "1 newer part")
+        assert "meanwhile" in page.one(".verdict-facts").text
+        page.key("p")
+        page.reads(".verdict-facts", "paused")
+
+
+def test_an_operator_enters_with_a_token_and_may_not_change_models(page, station, tmp_path):
+    for name in ("first", "second"):
+        score = 0.3 if name == "first" else 0.4
+        model = tiny_model.write(tmp_path / name, image_scores=(0.1, 0.2, score))
+        station.add("part", model, by="test", role="engineer")
+    tokens = Tokens(station.folder / "tokens.json")
+    token = tokens.add("operator", "Shift 2")
+    with serving(station, access=Access(tokens, token_needed=True)) as address:
+        page.open(address, "models")
+        page.wait(lambda: page.one("#sign-in").get_attribute("open") is not None)
+        assert page.findings() == []
+        assert page.errors() == []
+        page.one("#sign-in-token").send_keys("makel_00000000_wrong", Keys.ENTER)
+        page.reads("#sign-in-problem", "not known here")
+        page.one("#sign-in-token").clear()
+        page.one("#sign-in-token").send_keys(token, Keys.ENTER)
+        page.live()
+        page.reads("#who", "Shift 2, operator")
+        page.reads(".panel", "An engineer can activate a version.")
+        assert not page.button("Activate").is_enabled()
+        assert not page.button("Back to the version before").is_enabled()
+        page.button("Leave").click()
+        page.wait(lambda: page.one("#sign-in").get_attribute("open") is not None)
