@@ -43,6 +43,7 @@ PROGRAMS = {
     "postgresql": ("initdb", "/usr/lib/postgresql/*/bin"),
     "mosquitto": ("mosquitto", "/usr/sbin"),
     "chromium": ("chromium", "/usr/lib/chromium"),
+    "chromium-driver": ("chromedriver", "/usr/bin"),
 }
 
 

@@ -1,9 +1,9 @@
 """The pictures of the page in docs/station: a station on made-up parts, photographed in Debian's Chromium.
 
-    python benchmarks/station_pictures.py [--data DIR] [--out docs/station]
+    python benchmarks/station_pictures.py [--data DIR] [--out docs/station] [--all]
 
 Needs chromium and chromium-driver beside makel[fit,station] and selenium. With --data, station and model are kept there
-and found again by the next run.
+and found again by the next run. With --all, every view is taken in light, dark and on a tablet.
 """
 
 from __future__ import annotations
@@ -33,12 +33,14 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DESK, TABLET = (1280, 800), (820, 1180)
 N_PARTS, DEFECT_EVERY = 160, 23
 SIZE_PX = 320
+SHOWN = ("line", "line_dark", "line_tablet", "history", "models", "health")
 
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--data", type=Path, help="folder to keep station and model in")
     arguments.add_argument("--out", type=Path, default=REPOSITORY / "docs" / "station")
+    arguments.add_argument("--all", action="store_true", help="every view, not only those the guide shows")
     given = arguments.parse_args()
     with TemporaryDirectory() as scratch:
         folder = given.data or Path(scratch)
@@ -47,7 +49,7 @@ def main():
             if not station.models():
                 teach(station, folder)
             with serving(station) as address, chromium() as browser:
-                photograph(browser, address, station, given.out)
+                photograph(browser, address, station, given.out, given.all)
 
 
 def teach(station, folder):
@@ -101,7 +103,7 @@ def chromium():
         browser.quit()
 
 
-def photograph(browser, address, station, out):
+def photograph(browser, address, station, out, is_all):
     rejects = [each for each in station.store.find(limit=1000) if each.decision.verdict == "reject"]
     shots = (
         # name, window, theme, address, what has to be there
@@ -123,6 +125,8 @@ def photograph(browser, address, station, out):
     good, _ = synthetic.render("flange", np.random.default_rng([9, 4]), size_px=SIZE_PX)
     coming = iter(((defect, "F-41360"), (good, "F-41361"), (good, "F-41362")))
     for name, window, theme, view, wanted in shots:
+        if name not in SHOWN and not is_all:
+            continue
         browser.set_window_size(*window)
         # The window's frame is not the page's: this is.
         browser.execute_cdp_cmd(

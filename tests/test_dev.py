@@ -176,7 +176,9 @@ def system(dev, monkeypatch):
         assert env["DEBIAN_FRONTEND"] == "noninteractive"
         orders.append([word for word in command if not word.startswith(("-o", "Acquire"))])
         if "install" in command:
-            installed.update({"postgresql": "initdb"}.get(name, name) for name in command)
+            installed.update(
+                {"postgresql": "initdb", "chromium-driver": "chromedriver"}.get(name, name) for name in command
+            )
 
     monkeypatch.setattr(dev.shutil, "which", lambda name: f"/usr/bin/{name}" if name in installed else None)
     monkeypatch.setattr(dev.os, "geteuid", lambda: 0, raising=False)
@@ -188,7 +190,7 @@ def system(dev, monkeypatch):
 
 def test_programs_that_are_missing_are_installed(dev, system, capsys):
     installed, orders = system
-    installed.add("chromium")
+    installed |= {"chromium", "chromedriver"}
     dev.install_programs()
     install = ["apt-get", "-qq", "install", "--yes", "--no-install-recommends", "postgresql", "mosquitto"]
     assert orders == [["apt-get", "-qq", "update"], install]
@@ -201,7 +203,7 @@ def test_programs_that_are_missing_are_installed(dev, system, capsys):
 @pytest.mark.parametrize("why", ["no apt-get", "not root", "apt-get fails"])
 def test_what_is_still_missing_is_one_line(dev, system, monkeypatch, capsys, why):
     installed, orders = system
-    installed |= {"initdb", "mosquitto"}
+    installed |= {"initdb", "mosquitto", "chromedriver"}
     if why == "no apt-get":
         installed.remove("apt-get")
     elif why == "not root":

@@ -68,11 +68,11 @@ class Neighbours:
         """
         decision = recorded.decision
         white_level = self._white_level(recorded)
-        wanted = self._look(decision.image_sha256, white_level)
+        wanted = self._look(recorded, white_level)
         distances: list[tuple[float, int]] = []
         for other in self._candidates(recorded):
             try:
-                seen = self._look(other.decision.image_sha256, white_level)
+                seen = self._look(other, white_level)
             except MakelError:
                 continue  # dropped meanwhile
             distances.append((_difference(wanted, seen), other.number))
@@ -101,12 +101,13 @@ class Neighbours:
         except MakelError:
             return None
 
-    def _look(self, image_sha256: str, white_level: int | None) -> NDArray[np.float32]:
+    def _look(self, recorded: Recorded, white_level: int | None) -> NDArray[np.float32]:
+        image_sha256 = recorded.decision.image_sha256
         with self._lock:
             if image_sha256 in self._seen:
                 self._seen.move_to_end(image_sha256)
                 return self._seen[image_sha256]
-        pixels = decode(self._station.pictures.read(image_sha256), max_pixels=self._station.settings.max_pixels)
+        pixels = decode(self._station.picture(recorded), max_pixels=self._station.settings.max_pixels)
         small = _small(overlay.plain(pixels, white_level=white_level, longest_px=(1, 512)))
         with self._lock:
             self._seen[image_sha256] = small

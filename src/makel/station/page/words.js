@@ -4,7 +4,7 @@
 export function percent(rate) {
   if (rate === null || rate === undefined) return "–";
   const value = 100 * rate;
-  return `${value >= 0.95 || value === 0 ? value.toFixed(1) : Number(value.toPrecision(2))} %`;
+  return `${value >= 0.95 || value === 0 ? value.toFixed(1) : Number(value.toPrecision(2))}\u00a0%`;
 }
 
 export function figure(value, digits = 4) {
@@ -15,7 +15,7 @@ export function bytes(count) {
   const units = ["B", "kB", "MB", "GB", "TB"];
   const power = count < 1000 ? 0 : Math.min(4, Math.floor(Math.log10(count) / 3));
   const value = count / 1000 ** power;
-  return `${power && value < 100 ? value.toPrecision(2) : Math.round(value)} ${units[power]}`;
+  return `${power && value < 100 ? value.toPrecision(2) : Math.round(value)}\u00a0${units[power]}`;
 }
 
 export function duration(seconds) {
