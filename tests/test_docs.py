@@ -148,6 +148,7 @@ def keys_of(path, owner):
         ("evaluate", "src/makel/evaluation/protocol.py", "KindResult", set()),
         ("inspect", "src/makel/types.py", "Verdict", {"path", "error"}),
         ("inspect", "src/makel/types.py", "Region", set()),
+        ("recalibrate", "src/makel/evaluation/recalibration.py", "Recalibrated", set()),
         ("verify", "src/makel/cli/model.py", "verify", set()),
     ],
 )
@@ -198,6 +199,7 @@ def test_the_keys_of_a_manifest_are_documented():
         "provenance": manifest.Provenance.model_fields,
         "fit": manifest.Fit.model_fields,
         "parity": manifest.Parity.model_fields,
+        "recalibration": manifest.Recalibration.model_fields,
         "latency": {**manifest.Latency.model_fields, **manifest.Tried.model_fields},
         "calibration": [item.name for item in fields(Calibration)],
         "preprocessing": [item.name for item in fields(Preparation)],

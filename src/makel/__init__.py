@@ -4,7 +4,7 @@
     verdict = makel.Inspector.load("model").inspect("part.png")
     evaluation = makel.evaluate("model", "labelled/photos")
 
-`Inspector` and `evaluate` need no torch. Names are imported on first use, so `import makel` itself costs nothing.
+Only `fit` needs torch. Names are imported on first use, so `import makel` itself costs nothing.
 """
 
 from __future__ import annotations
@@ -13,14 +13,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from makel.api import evaluate
+    from makel.api import evaluate, recalibrate
     from makel.model.inspector import Inspector
     from makel.training.fit import fit
 
 __version__ = "0.1.0"
-__all__ = ["Inspector", "__version__", "evaluate", "fit"]
+__all__ = ["Inspector", "__version__", "evaluate", "fit", "recalibrate"]
 
-_HOMES = {"Inspector": "makel.model.inspector", "evaluate": "makel.api", "fit": "makel.training.fit"}
+_HOMES = {
+    "Inspector": "makel.model.inspector",
+    "evaluate": "makel.api",
+    "fit": "makel.training.fit",
+    "recalibrate": "makel.api",
+}
 
 
 def __getattr__(name: str) -> Any:

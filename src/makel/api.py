@@ -1,15 +1,19 @@
-"""What `makel.evaluate` does: a model and labelled images, given by path, to measurements."""
+"""What `makel.evaluate` and `makel.recalibrate` do: a model and images by path, to measurements or thresholds."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from makel.datasets import load
+from makel.datasets import load, refuse_defects
 from makel.errors import DatasetError
 from makel.evaluation.protocol import Evaluation, Progress
 from makel.evaluation.protocol import evaluate as evaluate_samples
+from makel.evaluation.recalibration import Recalibrated
+from makel.evaluation.recalibration import recalibrate as recalibrate_on
+from makel.model.folder import open_folder
 from makel.model.inspector import Inspector
+from makel.model.session import open_session
 
 
 def evaluate(
@@ -38,3 +42,50 @@ def evaluate(
             "layout), or defect folders beside the good one"
         )
     return evaluate_samples(inspector, dataset.test, progress=progress)
+
+
+def recalibrate(
+    model: str | os.PathLike[str],
+    good_images: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    false_reject: float | None = None,
+    join: bool = False,
+    threads: int | None = None,
+    provider: str = "cpu",
+    progress: Progress | None = None,
+) -> Recalibrated:
+    """Give a model new thresholds from fresh good images, without fitting; the model itself stays as it is.
+
+    Args:
+        model: A model folder.
+        good_images: Good images that it was not fitted on: a folder, or a category of the MVTec AD layout, whose
+            train/good is taken.
+        out: The model folder to write.
+        false_reject: Share of good parts that may be rejected; None for the model's own.
+        join: Keep the scores that the present thresholds come from, beside those of the fresh images.
+        threads: Threads to use at most.
+        provider: What the model runs on.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        What was done, with the manifest of the new model folder.
+
+    Raises:
+        DatasetError: The images cannot be used, or are those the model was fitted on.
+        UsageError: The budget is not in (0, 1).
+        CalibrationError: The scores carry no threshold.
+        ModelFolderError: A model folder is damaged, computes something else here, or cannot be written.
+    """
+    folder, dataset = open_folder(model), load(Path(good_images))
+    refuse_defects(dataset.good)
+    return recalibrate_on(
+        folder,
+        open_session(folder, threads=threads, provider=provider),
+        [sample.image_path for sample in dataset.good],
+        out,
+        data_name=dataset.name,
+        false_reject=false_reject,
+        join=join,
+        progress=progress,
+    )

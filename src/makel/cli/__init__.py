@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from makel.cli import bench, demo, evaluate, fit, history, inspect, model, serve, watch, weights
+from makel.cli import bench, demo, evaluate, fit, history, inspect, model, recalibrate, serve, watch, weights
 from makel.errors import CODES, MakelError, UsageError, exit_code
 
 INTERRUPTED_EXIT_CODE = 130
@@ -43,6 +43,7 @@ app.command("demo")(demo.demo)
 app.command("fit")(fit.fit)
 app.command("evaluate")(evaluate.evaluate)
 app.command("inspect")(inspect.inspect)
+app.command("recalibrate")(recalibrate.recalibrate)
 app.command("verify")(model.verify)
 app.command("info")(model.info)
 app.add_typer(weights.app, name="weights")

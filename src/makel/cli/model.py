@@ -79,6 +79,10 @@ def info(
         "threshold": f"{calibration.image_threshold:.6g} for images, {calibration.pixel_threshold:.6g} for pixels",
         "promise": calibration.explain(),
     }
+    if (again := manifest.recalibration) is not None:
+        beside = ", beside those of before" if again.joined else ""
+        images = f"{again.n_images} images of {again.data_name}{beside}"
+        rows["thresholds"] = f"recalibrated {again.created} from {again.model_id} on {images}"
     if manifest.latency:
         rows["latency"] = manifest.latency.explain()
     for key, value in rows.items():

@@ -581,11 +581,21 @@ def _fit_lead(draft: Draft) -> Markup:
         "Fitted on {}; the threshold comes from {} and {} at most <strong>{}</strong> false rejects{}."
     ).format(
         _count(provenance.n_fit, "good image"),
-        "the same, cross-fitted," if calibration.scheme == "cross" else f"{calibration.n} others, held out,",
+        _origin(draft),
         verb,
         _percent(total),
         ", all zones together" if draft.zones and draft.zones.judged else "",
     )
+
+
+def _origin(draft: Draft) -> str:
+    again = draft.recalibration
+    if again is not None:
+        return (
+            f"{_count(again.n_images, 'fresh one')}{' beside those before' if again.joined else ''}, without fitting,"
+        )
+    cross = draft.calibration.scheme == "cross"
+    return "the same, cross-fitted," if cross else f"{draft.calibration.n} others, held out,"
 
 
 def _fit_remarks(draft: Draft, losses: Sequence[float], n_unreadable: int) -> list[dict[str, Any]]:
@@ -692,6 +702,14 @@ def _provenance(draft: Draft) -> list[dict[str, Any]]:
             ("SHA-256", backbone.weights_sha256),
         ]
         sections.insert(1, {"title": "Its backbone", "rows": rows})
+    if (again := draft.recalibration) is not None:
+        rows = [
+            ("of model", again.model_id),
+            ("images", f"{again.n_images} of {again.data_name}{', beside those before' if again.joined else ''}"),
+            ("SHA-256", again.data_digest),
+            ("done", f"{again.created}, makel {again.makel_version}"),
+        ]
+        sections.append({"title": "Its recalibration", "rows": rows})
     return sections
 
 

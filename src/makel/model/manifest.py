@@ -39,6 +39,10 @@ RelativePath = Annotated[
 ]
 
 
+def _is_empty(value: object) -> bool:
+    return not value
+
+
 class Section(BaseModel):
     """Base of every part of the manifest: frozen, no unknown keys, finite numbers."""
 
@@ -105,6 +109,8 @@ class Provenance(Section):
         machine: Processor and system, in words.
         versions: Package → version.
         holdout: Names of the held-out good images, relative to the dataset; empty where every image was used in turn.
+        fit_hashes: `short_hash` of each image fitted on; empty where nobody noted them.
+        calibrate_hashes: The same of the images the first thresholds came from.
     """
 
     data_name: str
@@ -117,6 +123,33 @@ class Provenance(Section):
     machine: str
     versions: dict[str, str]
     holdout: tuple[str, ...] = ()
+    # Left out where there are none, as what was written before there were any must stay what it is, to the byte.
+    fit_hashes: tuple[str, ...] = Field((), exclude_if=_is_empty)
+    calibrate_hashes: tuple[str, ...] = Field((), exclude_if=_is_empty)
+
+
+class Recalibration(Section):
+    """Where the thresholds come from, when they are no longer those of the fit.
+
+    Attributes:
+        model_id: The model whose thresholds were replaced. The network is the same.
+        data_name: Name of the folder of fresh good images.
+        data_digest: As `Provenance.data_digest`, of the fresh images.
+        n_images: Number of fresh images.
+        joined: Whether the scores that the thresholds before came from were kept beside those of the fresh images.
+        created: UTC time, ISO 8601.
+        makel_version: The makel that did it.
+        hashes: `short_hash` of each image beyond those of the fit that the thresholds rest on.
+    """
+
+    model_id: str
+    data_name: str
+    data_digest: str
+    n_images: int = Field(ge=1)
+    joined: bool
+    created: str
+    makel_version: str
+    hashes: tuple[str, ...]
 
 
 class Fit(Section):
@@ -223,6 +256,7 @@ class Draft(Section):
         runtime: What runs it: ONNX Runtime, or PyTorch where scoring needs gradients. Another value is another branch
             in `session.open_session`.
         tiling: How images are cut into tiles; None where the model takes them whole.
+        recalibration: Where the thresholds come from; None where it was the fit.
         schema_version: Version of this layout.
     """
 
@@ -238,7 +272,13 @@ class Draft(Section):
     zones: Zones | None = None
     runtime: Runtime = "onnx"
     tiling: Tiling | None = None
+    recalibration: Recalibration | None = Field(None, exclude_if=_is_empty)
     schema_version: Literal[1] = SCHEMA_VERSION
+
+    @property
+    def created(self) -> str:
+        """When the model became what it is: fitted, or recalibrated."""
+        return self.recalibration.created if self.recalibration else self.provenance.created
 
 
 class Manifest(Draft):
@@ -322,6 +362,11 @@ def method_names() -> tuple[str, ...]:
     folders = [str(Path(root) / "methods") for root in makel.__path__]
     names = (module.name for module in pkgutil.iter_modules(folders))
     return tuple(sorted(name for name in names if not name.startswith("_") and not name.endswith("layers")))
+
+
+def short_hash(content_sha256: str) -> str:
+    """An image file's SHA-256 in hexadecimal as manifests note it: enough to tell it from any other."""
+    return content_sha256[:16]
 
 
 def _canonical(data: dict[str, Any]) -> bytes:

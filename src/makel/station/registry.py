@@ -43,7 +43,7 @@ class Version:
         path: The model folder.
         active: Whether it is the one that judges.
         model_id: From its manifest; "" where that cannot be read.
-        created: When it was fitted; "" where that is not known.
+        created: When it was fitted, or recalibrated; "" where that is not known.
         problem: Why the folder no longer verifies; "" where it does.
     """
 
@@ -198,7 +198,7 @@ class Registry:
         except ModelFolderError as error:
             return Version(name, number, path, number == active, "", "", str(error))
         problem = self._check(path)
-        return Version(name, number, path, number == active, manifest.model_id, manifest.provenance.created, problem)
+        return Version(name, number, path, number == active, manifest.model_id, manifest.created, problem)
 
     def _check(self, path: Path) -> str:
         """Why a folder does not verify, "" where it does. Hashed when a file looks touched, or after a while."""

@@ -1,0 +1,327 @@
+"""New thresholds for a fitted model, from fresh good images and without fitting: the network stays what it is.
+
+The promise rests on the same argument as after a fit (`makel.calibration`): the images were not fitted on, and they
+come from the line as it is now. Fresh images alone say what the line does today; joined to the scores the model has,
+they make the promise finer where the line has not changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import file_digest, sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from makel import __version__
+from makel.calibration import Calibration, images_needed
+from makel.calibration import calibrate as from_scores
+from makel.errors import CalibrationError, DatasetError, ImageError
+from makel.evaluation.report import find_doubtful, write_fit_report
+from makel.images import decode_all, open_rows, shown
+from makel.model import folder as model_folder
+from makel.model.folder import ModelFolder
+from makel.model.golden import replay
+from makel.model.layout import place_on_input
+from makel.model.manifest import MANIFEST_NAME, REPORT_NAME, Draft, Manifest, Recalibration, short_hash
+from makel.model.scan import Scan
+from makel.model.session import Runner
+from makel.model.zones import Zones
+
+Progress = Callable[[str, int, int], None]
+"""Called with stage, done and total."""
+
+_LOG_NAME = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Recalibrated:
+    """What came of it.
+
+    Attributes:
+        path: The new model folder.
+        manifest: Its manifest.
+        before: The calibration it replaces.
+        n_above_before: How many of the fresh images score above a threshold before.
+        n_above: How many of them score above one now.
+        left_out: One line for each image that was not used, and why.
+        warning: What could not be checked; "" where nothing.
+    """
+
+    path: Path
+    manifest: Manifest
+    before: Calibration
+    n_above_before: int
+    n_above: int
+    left_out: tuple[str, ...]
+    warning: str
+
+    @property
+    def n_images(self) -> int:
+        """Fresh images used."""
+        return self.manifest.recalibration.n_images if self.manifest.recalibration else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        calibration, zones = self.manifest.calibration, self.manifest.zones
+        return {
+            "model": str(self.path),
+            "model_id": self.manifest.model_id,
+            "recalibrated": self.manifest.recalibration and self.manifest.recalibration.model_id,
+            "n_images": self.n_images,
+            "n_calibrate": calibration.n,
+            "left_out": list(self.left_out),
+            "warning": self.warning,
+            "threshold_before": self.before.image_threshold,
+            "threshold": calibration.image_threshold,
+            "n_above_before": self.n_above_before,
+            "n_above": self.n_above,
+            "requested_false_reject": calibration.requested_false_reject,
+            "promised_false_reject": calibration.promised_false_reject,
+            "zones": [] if zones is None else zones.lines(calibration),
+        }
+
+    def lines(self) -> list[str]:
+        """The same for a person."""
+        calibration, n = self.manifest.calibration, self.n_images
+        joined = f", beside {calibration.n - n} known before" if calibration.n > n else ""
+        return [
+            *(f"left out: {line}" for line in self.left_out),
+            *((f"warning: {self.warning}",) if self.warning else ()),
+            f"model      {self.path} ({self.manifest.model_id})",
+            f"images     {n} fresh good images{joined}",
+            f"threshold  {calibration.image_threshold:.4g}, was {self.before.image_threshold:.4g}",
+            f"rejects    {self.n_above} of the {n} fresh images score above it, {self.n_above_before} before",
+            f"promise    {calibration.explain()}",
+            *(f"zones      {line}" for line in self.to_json()["zones"]),
+        ]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """Fresh images as the model scores them: scores (N,), and the highest value of each part of the map (N, parts)."""
+
+    paths: tuple[Path, ...]
+    hashes: tuple[str, ...]
+    scores: NDArray[np.float32]
+    peaks: NDArray[np.float32]
+
+
+def recalibrate(
+    folder: ModelFolder,
+    runner: Runner,
+    images: Sequence[Path],
+    out: str | os.PathLike[str],
+    *,
+    data_name: str,
+    false_reject: float | None = None,
+    join: bool = False,
+    progress: Progress | None = None,
+) -> Recalibrated:
+    """Write a model folder with the same network and thresholds from fresh good images.
+
+    Args:
+        folder: The model, opened.
+        runner: What runs it, from `session.open_session`. Its golden images are replayed first.
+        images: Good images that it was not fitted on. Copies count once; images the manifest knows to have been fitted
+            on are left out, as are those that cannot be read.
+        out: The model folder to write; not the one that is read.
+        data_name: What to call the images.
+        false_reject: Share of good parts that may be rejected; None for the model's own. Zones keep theirs.
+        join: Keep the scores that the present thresholds come from, beside those of the fresh images.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        What was done.
+
+    Raises:
+        UsageError: The budget is none.
+        DatasetError: No image is left.
+        CalibrationError: The scores carry no threshold.
+        ModelFolderError: A golden image scores differently here, or `out` cannot be written.
+    """
+    progress = progress or (lambda _stage, _done, _total: None)
+    manifest, target = folder.manifest, Path(out).resolve()
+    budget = manifest.calibration.requested_false_reject if false_reject is None else false_reject
+    images_needed(budget)  # refuses a budget that is none, before anything is spent
+    if target == folder.path.resolve():
+        raise DatasetError(f"{target} is the model that is read: give another folder for the recalibrated one")
+    replay(folder, runner)
+    fresh, left_out = _fresh(images, manifest, join=join)
+    with model_folder.staging(target) as stage:
+        measured, unreadable = _measure(fresh, manifest, runner, progress)
+        left_out += unreadable
+        if measured is None:
+            raise DatasetError(f"no fresh good image is left of {len(images)}: {left_out[0]}" if left_out else _NONE)
+        draft = _draft(manifest, measured, budget, join, data_name)
+        for name in manifest.files:
+            (stage / name).parent.mkdir(parents=True, exist_ok=True)
+            (stage / name).write_bytes(folder.read(name))
+        _report(stage, draft, measured, runner, left_out)
+        written = model_folder.write(target, stage, draft)
+    return Recalibrated(
+        target,
+        written,
+        manifest.calibration,
+        _above(measured, manifest),
+        _above(measured, written),
+        tuple(left_out),
+        _warning(manifest),
+    )
+
+
+_NONE = "there is no fresh good image: give a folder with at least one"
+
+
+def _fresh(images: Sequence[Path], manifest: Manifest, *, join: bool) -> tuple[dict[str, Path], list[str]]:
+    """Content hash → image, without copies and without what the model knows already; and what was left out."""
+    provenance, before = manifest.provenance, manifest.recalibration
+    fitted = set(provenance.fit_hashes)
+    counted = {*provenance.calibrate_hashes, *(before.hashes if before else ())} if join else set()
+    found: dict[str, Path] = {}
+    left_out = []
+    for path in images:
+        try:
+            with path.open("rb") as file:
+                content = file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            left_out.append(f"{shown(path)} cannot be read: {error.strerror}")
+            continue
+        if content in found:
+            left_out.append(f"{shown(path)} is {shown(found[content].name)} once more, byte for byte")
+        elif short_hash(content) in fitted:
+            left_out.append(f"{shown(path)} was fitted on: it says nothing about parts the model has not seen")
+        elif short_hash(content) in counted:
+            left_out.append(f"{shown(path)} is among the images of the present thresholds already")
+        else:
+            found[content] = path
+    if found and _digest(found) == provenance.data_digest:
+        raise DatasetError(
+            "these are the very images the model was fitted on: fresh ones are needed, that it has not seen"
+        )
+    return found, left_out
+
+
+def _digest(hashes: Sequence[str] | dict[str, Path]) -> str:
+    """As `makel.datasets.digest` computes it."""
+    total = sha256()
+    for content in sorted(hashes):
+        total.update(bytes.fromhex(content))
+    return total.hexdigest()
+
+
+def _measure(
+    fresh: dict[str, Path], manifest: Manifest, runner: Runner, progress: Progress
+) -> tuple[_Measured | None, list[str]]:
+    """Score the images one by one, as the line does; gives those that could be read, and why others could not."""
+    layout = place_on_input(manifest.zones or Zones(), manifest.preprocessing.size)
+    rows: list[tuple[Path, str, float, NDArray[np.float32]]] = []
+    unreadable: list[str] = []
+    hash_of = {path: content for content, path in fresh.items()}
+    progress("scoring", 0, len(fresh))
+    if manifest.tiling is not None:
+        for done, path in enumerate(hash_of, start=1):
+            try:
+                with open_rows(path) as source:
+                    scan = Scan(source, manifest.tiling, manifest.preprocessing, runner.run, name=shown(path))
+                    peak = max(float(band.max()) for band in scan.bands())
+                rows.append((path, hash_of[path], scan.score, np.array([peak], np.float32)))
+            except ImageError as error:
+                unreadable.append(str(error))
+            progress("scoring", done, len(fresh))
+    else:
+        decoded = decode_all(list(hash_of), preparation=manifest.preprocessing)
+        for done, (path, image) in enumerate(decoded, start=1):
+            if isinstance(image, ImageError):
+                unreadable.append(str(image))
+            else:
+                out = runner.run(image[None])
+                rows.append((path, hash_of[path], float(out.image[0]), layout.peaks(out.anomaly_map[0, 0])))
+            progress("scoring", done, len(fresh))
+    if not rows:
+        return None, unreadable
+    paths, contents, scores, peaks = zip(*rows, strict=True)
+    return _Measured(paths, contents, np.array(scores, np.float32), np.stack(peaks)), unreadable
+
+
+def _draft(manifest: Manifest, measured: _Measured, budget: float, join: bool, data_name: str) -> Draft:
+    old, before = manifest.calibration, manifest.recalibration
+
+    def renewed(
+        scores: NDArray[np.float32], peaks: NDArray[np.float32], known: Calibration | None, false_reject: float
+    ) -> Calibration:
+        kept = known if join else None
+        return from_scores(
+            np.concatenate([kept.image_scores if kept else (), scores]),
+            np.concatenate([kept.pixel_peaks if kept else (), peaks]),
+            false_reject=false_reject,
+            scheme=kept.scheme if kept else "holdout",  # these were not fitted on, however it was done then
+        )
+
+    calibration = renewed(measured.scores, measured.peaks[:, 0], old, budget)
+    zones = manifest.zones
+    if zones is not None and zones.judged:
+        own = {
+            zone.name: renewed(peaks := measured.peaks[:, number], peaks, zone.calibration, zone.false_reject or 0.0)
+            for number, zone in enumerate(zones.judged, start=1)
+        }
+        if not min(each.image_threshold for each in (calibration, *own.values())) > 0:
+            raise CalibrationError(
+                "the scores of these good images are zero in a zone or in the rest: no threshold follows from them"
+            )
+        judged = [zone.model_copy(update={"calibration": own.get(zone.name)}) for zone in zones.zones]
+        zones = zones.model_copy(update={"zones": tuple(judged)})
+    kept = before.hashes if join and before else ()
+    changes = {
+        "calibration": calibration,
+        "zones": zones,
+        "provenance": manifest.provenance.model_copy(update={"n_calibrate": calibration.n}),
+        "recalibration": Recalibration(
+            model_id=manifest.model_id,
+            data_name=data_name,
+            data_digest=_digest(measured.hashes),
+            n_images=len(measured.paths),
+            joined=join,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            makel_version=__version__,
+            hashes=(*kept, *map(short_hash, measured.hashes)),
+        ),
+    }
+    return Draft(**{name: changes.get(name, getattr(manifest, name)) for name in Draft.model_fields})
+
+
+def _report(stage: Path, draft: Draft, measured: _Measured, runner: Runner, left_out: Sequence[str]) -> None:
+    """The report anew: it holds thresholds, and the good images that deserve a look."""
+    log = stage / _LOG_NAME
+    epochs = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    write_fit_report(
+        stage / REPORT_NAME,
+        draft,
+        losses=[epoch["loss"] for epoch in epochs if "loss" in epoch],
+        doubtful=find_doubtful(measured.paths, measured.scores, runner.run, draft.preprocessing, tiling=draft.tiling),
+        unreadable=left_out,
+    )
+
+
+def _above(measured: _Measured, manifest: Manifest) -> int:
+    """How many images score above the threshold of any part."""
+    above = measured.scores > manifest.calibration.image_threshold
+    for number, zone in enumerate(manifest.zones.judged if manifest.zones else (), start=1):
+        if zone.calibration is not None:
+            above |= measured.peaks[:, number] > zone.calibration.image_threshold
+    return int(above.sum())
+
+
+def _warning(manifest: Manifest) -> str:
+    if manifest.provenance.fit_hashes:
+        return ""
+    return (
+        f"the {MANIFEST_NAME} of this model does not list the images it was fitted on: make sure that none of these is "
+        "among them, or the promise is worth nothing"
+    )
