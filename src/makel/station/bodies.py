@@ -291,6 +291,8 @@ class RecordBody(BaseModel):
 class OverviewBody(BaseModel):
     """How the station does."""
 
+    obstacles: list[str] = Field(description="Why none is decided now")
+    warnings: list[str] = Field(description="What is wrong while images are decided all the same")
     latency_ms: LatencyBody
     lines: list[LineBody]
     refused: int = Field(description="Images refused for want of room, since the station was started")

@@ -1,6 +1,6 @@
 // Health: whether the station decides, how fast, and whether the line is still what it was calibrated on.
 
-import { ask, get, post } from "./api.js";
+import { get, post } from "./api.js";
 import { uniformityChart } from "./charts.js";
 import { h, put, say, shape } from "./dom.js";
 import { station } from "./station.js";
@@ -47,8 +47,7 @@ export class HealthView {
 
   async #look() {
     try {
-      const [ready, overview] = await Promise.all([readiness(), get("/overview")]);
-      this.#draw(ready, overview);
+      this.#draw(await get("/overview"));
       this.#drifts();
     } catch (problem) {
       put(this.cards.ready, h("p", { class: "problem" }, problem.message));
@@ -56,12 +55,13 @@ export class HealthView {
     this.#timer = setTimeout(() => this.#look(), EVERY_MS);
   }
 
-  #draw(ready, { latency_ms: latency, lines, refused, pictures, record }) {
+  #draw({ obstacles, warnings, latency_ms: latency, lines, refused, pictures, record }) {
+    const ready = !obstacles.length;
     put(
       this.cards.ready,
-      h("p", { class: `state ${ready.ready ? "good" : "bad"}` }, shape(ready.ready ? "pass" : "reject"), ready.ready ? "Decides" : "Does not decide"),
-      h("ul", { class: "plain" }, [...ready.obstacles, ...ready.warnings].map((text) => h("li", { class: "problem" }, text))),
-      ready.obstacles.length + ready.warnings.length ? null : h("p", { class: "muted" }, "Nothing needs anybody."),
+      h("p", { class: `state ${ready ? "good" : "bad"}` }, shape(ready ? "pass" : "reject"), ready ? "Decides" : "Does not decide"),
+      h("ul", { class: "plain" }, [...obstacles, ...warnings].map((text) => h("li", { class: "problem" }, text))),
+      obstacles.length + warnings.length ? null : h("p", { class: "muted" }, "Nothing needs anybody."),
     );
     put(
       this.cards.latency,
@@ -125,15 +125,5 @@ export class HealthView {
       );
     });
     put(this.drift, parts.length ? parts : h("p", { class: "muted" }, "No model is served."));
-  }
-}
-
-/** Whether the station decides; a station that does not says so with status 503. */
-async function readiness() {
-  try {
-    return await (await ask("/readyz")).json();
-  } catch (problem) {
-    if (problem.status !== 503) throw problem;
-    return (await fetch("/readyz")).json();
   }
 }

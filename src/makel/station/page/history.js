@@ -13,6 +13,7 @@ export class HistoryView {
   #pages = [null]; // the `before` of each page up to the present one
   #decisions = [];
   #number = null;
+  #fresh = 0;
   #subscriptions = new AbortController();
 
   constructor() {
@@ -49,6 +50,7 @@ export class HistoryView {
     const { signal } = this.#subscriptions;
     document.addEventListener("keydown", (event) => this.#key(event), { signal });
     station.addEventListener("models", () => this.#choices(), { signal });
+    station.addEventListener("decision", () => this.#came(), { signal });
     this.#choices();
     this.#load();
     this.go(number);
@@ -84,8 +86,22 @@ export class HistoryView {
     this.#load();
   }
 
+  // A list that moved by itself could not be read; it says that there is more.
+  #came() {
+    this.#fresh += 1;
+    this.#turns();
+  }
+
+  #turns() {
+    const isFirst = this.#pages.length === 1;
+    put(this.newer, isFirst && this.#fresh ? `${this.#fresh} new` : "Newer");
+    this.newer.disabled = isFirst && !this.#fresh;
+    this.older.disabled = !this.more;
+  }
+
   #turn(by) {
-    if (by > 0) this.#pages.push(this.more);
+    if (by < 0 && this.#pages.length === 1) this.#pages = [null];
+    else if (by > 0) this.#pages.push(this.more);
     else this.#pages.pop();
     this.#load();
   }
@@ -97,6 +113,7 @@ export class HistoryView {
       const page = await get("/history", { ...wanted, before: this.#pages.at(-1), limit: PAGE });
       this.#decisions = page.decisions;
       this.more = page.before;
+      if (this.#pages.length === 1) this.#fresh = 0;
     } catch (problem) {
       say(problem.message, "problem");
       return;
@@ -104,8 +121,7 @@ export class HistoryView {
     put(this.list, this.#decisions.map((decision) => this.#row(decision)));
     const [first, last] = [this.#decisions[0], this.#decisions.at(-1)];
     put(this.words, first ? `No. ${last.number} to ${first.number}` : "No part is like that.");
-    this.newer.disabled = this.#pages.length === 1;
-    this.older.disabled = this.more === null;
+    this.#turns();
     this.#mark();
   }
 

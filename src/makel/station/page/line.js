@@ -9,6 +9,7 @@ import { counted, figure, interval, percent, time } from "./words.js";
 
 const WINDOW = 200;
 const PICTURE_EVERY_MS = 400; // a person sees no more, and the heat of every part costs the station an inspection
+const CHARTS_EVERY_MS = 250;
 const STRIP = 6;
 const MODEL = "makel-line-model";
 
@@ -21,6 +22,7 @@ export class LineView {
   #model = localStorage.getItem(MODEL) ?? "";
   #pictureAt = 0;
   #waiting = null;
+  #drawing = null;
   #subscriptions = new AbortController();
 
   constructor() {
@@ -75,6 +77,7 @@ export class LineView {
     station.addEventListener("recent", () => this.#begin(), { signal });
     station.addEventListener("models", () => this.#choices(), { signal });
     document.addEventListener("keydown", (event) => this.#key(event), { signal });
+    document.addEventListener("visibilitychange", () => this.#picture(), { signal });
     this.#choices();
     this.#pauseWords();
     this.#begin();
@@ -83,6 +86,7 @@ export class LineView {
   close() {
     this.#subscriptions.abort();
     clearTimeout(this.#waiting);
+    clearTimeout(this.#drawing);
   }
 
   #begin() {
@@ -116,7 +120,7 @@ export class LineView {
     } else {
       this.#show(decision);
     }
-    this.#statistics();
+    this.#drawing ??= setTimeout(() => this.#statistics(), CHARTS_EVERY_MS);
   }
 
   #toggle() {
@@ -170,6 +174,8 @@ export class LineView {
   }
 
   #statistics() {
+    clearTimeout(this.#drawing);
+    this.#drawing = null;
     const decisions = station.latest(this.#model, WINDOW);
     const model = station.model(this.#model || (station.models.length === 1 ? station.models[0].name : ""));
     const promised = model?.promised_false_reject ?? null;

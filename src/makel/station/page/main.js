@@ -56,7 +56,14 @@ function drawConnection() {
   document.documentElement.dataset.connection = station.connection;
   const lost = station.connection === "lost";
   const since = station.heardAt ? ` What you see is from ${time(station.heardAt)} or before.` : "";
-  put(document.getElementById("notices"), lost ? h("p", { class: "notice" }, shape("reject"), h("strong", null, "Connection lost."), `${since} Trying again…`) : []);
+  const { obstacles, warnings } = station.troubles;
+  const noModel = station.models.length ? obstacles : []; // a new station says so in its own words
+  put(
+    document.getElementById("notices"),
+    lost ? h("p", { class: "notice" }, shape("reject"), h("strong", null, "Connection lost."), `${since} Trying again…`) : null,
+    lost ? null : noModel.map((text) => h("p", { class: "notice" }, shape("reject"), h("strong", null, "No part is judged."), text)),
+    lost ? null : warnings.map((text) => h("p", { class: "notice mild" }, shape("none"), text)),
+  );
 }
 
 function drawWho() {

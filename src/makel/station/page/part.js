@@ -6,21 +6,19 @@ import { counted, figure } from "./words.js";
 
 const OPACITY = "makel-opacity";
 
-/** How strongly heat is shown, in all views alike. */
-export const heat = Object.assign(new EventTarget(), {
-  opacity: Number(localStorage.getItem(OPACITY) ?? 0.7),
-  set(value) {
-    this.opacity = value;
-    localStorage.setItem(OPACITY, value);
-    this.dispatchEvent(new Event("change"));
-  },
-});
+/** How strongly heat is shown, in all views alike: a property of the sheet, so that no picture need be told. */
+function setHeat(value) {
+  localStorage.setItem(OPACITY, value);
+  document.documentElement.style.setProperty("--heat", value);
+  for (const slider of document.querySelectorAll(".slider .heat-slider")) slider.value = value;
+}
+
+setHeat(localStorage.getItem(OPACITY) ?? "0.7");
 
 /** A slider for it; `id` tells several apart. */
 export function heatSlider(id) {
-  const input = h("input", { id, type: "range", min: 0, max: 1, step: 0.05, value: heat.opacity });
-  input.addEventListener("input", () => heat.set(Number(input.value)));
-  heat.addEventListener("change", () => (input.value = heat.opacity));
+  const input = h("input", { id, type: "range", class: "heat-slider", min: 0, max: 1, step: 0.05, value: localStorage.getItem(OPACITY) });
+  input.addEventListener("input", () => setHeat(input.value));
   return h("div", { class: "slider" }, h("label", { for: id }, "Heat"), input);
 }
 
@@ -28,14 +26,12 @@ export function heatSlider(id) {
 export class Viewer {
   #aborting = null;
   #urls = [];
-  #heat = null;
   #boxes = [];
 
   constructor(label) {
     this.label = label;
     this.element = h("div", { class: "viewer" });
     this.empty("No picture yet");
-    heat.addEventListener("change", () => this.#heat?.setAttribute("opacity", heat.opacity));
   }
 
   empty(text) {
@@ -63,10 +59,7 @@ export class Viewer {
     this.#urls = [url, heatUrl].filter(Boolean);
     const drawing = s("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": `${this.label}: ${words}` });
     drawing.append(s("image", { href: url, width, height, preserveAspectRatio: "none" }));
-    if (heatUrl) {
-      this.#heat = s("image", { href: heatUrl, width, height, opacity: heat.opacity, preserveAspectRatio: "none", class: "heat" });
-      drawing.append(this.#heat);
-    }
+    if (heatUrl) drawing.append(s("image", { href: heatUrl, width, height, preserveAspectRatio: "none", class: "heat" }));
     const letter = Math.max(width, height) / 28;
     this.#boxes = regions.map(({ box_px: [x0, y0, x1, y1] }, index) => {
       const margin = letter / 4;
@@ -87,7 +80,6 @@ export class Viewer {
   #forget() {
     this.#urls.forEach((url) => URL.revokeObjectURL(url));
     this.#urls = [];
-    this.#heat = null;
     this.#boxes = [];
   }
 }

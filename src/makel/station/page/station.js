@@ -3,7 +3,7 @@
 import { ask, get } from "./api.js";
 
 const REMEMBERED = 500;
-const SILENCE_MS = 10000;
+const LOOK_EVERY_MS = 10000;
 
 class Station extends EventTarget {
   session = { name: null, role: null, token_needed: false };
@@ -11,6 +11,7 @@ class Station extends EventTarget {
   recent = []; // newest last
   connection = "connecting";
   heardAt = 0;
+  troubles = { obstacles: [], warnings: [] };
   #source = null;
   #retryMs = 1000;
 
@@ -27,7 +28,7 @@ class Station extends EventTarget {
     this.#tell("session");
     if (this.session.role === null) return;
     this.#listen();
-    setInterval(() => this.#watch(), SILENCE_MS / 2);
+    setInterval(() => this.#watch(), LOOK_EVERY_MS);
   }
 
   async refreshModels() {
@@ -56,6 +57,7 @@ class Station extends EventTarget {
       try {
         await this.#catchUp();
         this.#connected("live");
+        this.#watch();
       } catch {
         this.#lost(source);
       }
@@ -93,12 +95,15 @@ class Station extends EventTarget {
     this.#retryMs = Math.min(this.#retryMs * 2, 8000);
   }
 
-  // A cable that is pulled out ends no connection: silence has to be asked about.
+  // A cable that is pulled out ends no connection, so the station is asked now and then; and what it lacks is told.
   async #watch() {
-    if (this.connection !== "live" || Date.now() - this.heardAt < SILENCE_MS) return;
+    if (this.connection !== "live") return;
     try {
-      await ask("/healthz", { signal: AbortSignal.timeout(SILENCE_MS / 2) });
+      const response = await ask("/overview", { signal: AbortSignal.timeout(LOOK_EVERY_MS / 2) });
+      const { obstacles, warnings } = await response.json();
       this.heardAt = Date.now();
+      this.troubles = { obstacles, warnings };
+      this.#tell("connection");
     } catch {
       if (this.#source) this.#lost(this.#source);
     }

@@ -34,6 +34,8 @@ def router(station: Station) -> APIRouter:
         head, disk = station.store.head(), shutil.disk_usage(station.folder)
         return JSONResponse(
             {
+                "obstacles": station.obstacles(),
+                "warnings": station.warnings(),
                 "latency_ms": {"n": len(latencies), **dict(zip(("p50", "p95", "p99"), percentiles, strict=True))},
                 "lines": [
                     {"name": name, "depth": station.line(name).depth, "queue": station.settings.queue}

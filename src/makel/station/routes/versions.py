@@ -90,8 +90,8 @@ def _levels(calibration: Calibration) -> list[dict[str, float]]:
     """Every rate the images can promise up to one half, with its threshold."""
     n = calibration.n
     ranks = range(1, max(2, (n + 1) // 2 + 1))
-    step = -(-len(ranks) // _LEVELS)
-    rates = [rank / (n + 1) for rank in ranks[::step]]
+    own = round(calibration.promised_false_reject * (n + 1))
+    rates = [rank / (n + 1) for rank in sorted({own, *ranks[:: -(-len(ranks) // _LEVELS)]})]
     return [{"false_reject": rate, "threshold": calibration.threshold_for(rate)} for rate in rates]
 
 
