@@ -203,7 +203,7 @@ export class ModelsView {
     const viewer = new Viewer(name);
     const [width, height] = said.size_px;
     viewer.draw({ url: `data:image/jpeg;base64,${said.view_jpg}`, heatUrl: `data:image/png;base64,${said.heat_png}`, width, height, regions: said.regions, words: said.verdict });
-    return h("li", { class: said.verdict }, viewer.element, h("p", null, shape(said.verdict), h("b", null, said.verdict), ` ${name}`), h("p", { class: "muted" }, `score ${figure(said.score)} of ${figure(said.threshold)}, p ${figure(said.p_value)}`));
+    return h("li", { class: said.verdict }, viewer.element, h("p", null, shape(said.verdict), " ", h("b", null, said.verdict), ` ${name}`), h("p", { class: "muted" }, `score ${figure(said.score, 3)} of ${figure(said.threshold, 3)}, p ${figure(said.p_value, 3)}`));
   }
 
   #report(model, version) {

@@ -107,7 +107,7 @@ export class Teach extends EventTarget {
   }
 
   #promise() {
-    this.button.disabled = !(this.#zip || this.#entries.length) || !station.isEngineer || Boolean(this.obstacle);
+    this.button.disabled = !(this.#zip || this.#entries.length) || !station.isEngineer || Boolean(this.obstacle) || this.#seen?.state === "fitting";
     const wanted = Number(this.form.elements.false_reject.value) / 100;
     const held = this.form.elements.calibrate.value === "cross" ? this.#entries.length : Math.round(this.#entries.length / 5);
     const best = 1 / (held + 1);
@@ -157,6 +157,7 @@ export class Teach extends EventTarget {
   #draw(job) {
     const isNews = this.#seen?.id === job.id && this.#seen.state === "fitting" && job.state !== "fitting";
     this.#seen = job;
+    this.#promise();
     const seconds = ((job.ended ? new Date(job.ended) : new Date()) - new Date(job.began)) / 1000;
     if (job.state === "fitting") put(this.job, this.#running(job, seconds));
     else if (job.state === "done") put(this.job, this.#done(job, seconds));
@@ -167,11 +168,12 @@ export class Teach extends EventTarget {
 
   #running(job, seconds) {
     const stage = ASIDE[job.stage] ?? job.stage;
+    const isCounted = job.total > 1; // a stage of one step tells nothing until it is over
     const now = STAGES.findIndex(([name]) => name === stage);
     const rows = STAGES.map(([, words], index) => {
       const state = index < now ? "past" : index === now ? "now" : "later";
-      const bar = index === now ? h("progress", { "aria-label": words, max: job.total ?? undefined, ...(job.total ? { value: job.done } : {}) }) : null;
-      const count = index === now && job.total ? h("span", { class: "count" }, `${job.done} of ${job.total}`) : null;
+      const bar = index === now ? h("progress", { "aria-label": words, ...(isCounted ? { max: job.total, value: job.done } : {}) }) : null;
+      const count = index === now && isCounted ? h("span", { class: "count" }, `${job.done} of ${job.total}`) : null;
       return h("li", { class: state, "aria-current": state === "now" ? "step" : undefined }, h("span", null, words), bar, count);
     });
     const cancel = () => remove(`/jobs/${job.id}`).then((ended) => this.#draw(ended), (problem) => say(problem.message, "problem"));
