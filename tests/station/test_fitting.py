@@ -12,7 +12,7 @@ import pytest
 import makel.station.fitting as fitting_module
 from conftest import GOOD, picture, serving
 from makel.cli.progress import Bars
-from makel.errors import MissingExtraError
+from makel.errors import MissingExtraError, Overloaded
 from makel.station.access import Access, Tokens
 
 
@@ -81,6 +81,8 @@ def test_closing_a_station_ends_its_fit(station, tmp_path):
     station.close()
     assert station.fitting.jobs()[0].state == "cancelled"
     assert not folder.exists()
+    with pytest.raises(Overloaded, match="being closed"):
+        station.fitting.reserve()
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from makel.station.registry import Version
 State = Literal["fitting", "done", "failed", "cancelled"]
 
 _REMEMBERED = 20
+_CLOSING = "the station is being closed: start the fit again later"
 _PATIENCE_S = 10.0
 """How long a child may take to end when it is asked to."""
 
@@ -124,6 +125,7 @@ class Fitting:
         self._lock = threading.Lock()
         self._jobs: dict[str, Job] = {}
         self._busy = ""
+        self._closing = False
         self._child: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
         shutil.rmtree(folder, ignore_errors=True)
@@ -154,6 +156,8 @@ class Fitting:
         if obstacle():
             raise MissingExtraError("fitting on the station", "fit")
         with self._lock:
+            if self._closing:
+                raise Overloaded(_CLOSING)
             if self._busy:
                 running = self._jobs.get(self._busy)
                 what = f"{running.name!r} is being fitted" if running else "the images of another fit are arriving"
@@ -182,7 +186,12 @@ class Fitting:
             settings: What the fit is told.
             by: Who asks.
             role: In which role.
+
+        Raises:
+            Overloaded: The station is being closed.
         """
+        if self._closing:
+            raise Overloaded(_CLOSING)
         job = Job(folder.name, name, n_images, settings, by, began=now())
         threads = max(1, (os.cpu_count() or 2) // 2)
         command = [sys.executable, "-m", "makel", "fit", "--out", str(folder.resolve() / "model")]
@@ -228,8 +237,9 @@ class Fitting:
         return self.job(job_id)
 
     def close(self) -> None:
-        """Stop what runs."""
+        """Stop what runs, and start nothing more."""
         with self._lock:
+            self._closing = True
             busy, thread = self._busy, self._thread
         if busy in {job.id for job in self.jobs()}:
             self.cancel(busy)
