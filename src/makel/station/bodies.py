@@ -36,6 +36,7 @@ class DecisionBody(BaseModel):
                 "regions": [{"box_px": [40, 12, 71, 30], "area_px": 402, "peak": 9.8}],
                 "latency_ms": 21.4,
                 "arrival": "",
+                "look": [0.35581, 0.67082, 0.02561, -0.0024, -0.0035, 0.90831],
                 "answer": None,
                 "hash": "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752",
             }
@@ -57,6 +58,9 @@ class DecisionBody(BaseModel):
     regions: list[RegionBody]
     latency_ms: float = Field(description="From accepted to decided")
     arrival: str
+    look: list[float | None] | None = Field(
+        description="Brightness, contrast, sharpness, shift to the right, shift down, match; null where no model saw it"
+    )
     answer: Literal["good", "defect"] | None = Field(description="What a person last said of the part")
     hash: str = Field(description="Of this entry in the chain")
 
@@ -298,3 +302,61 @@ class OverviewBody(BaseModel):
     refused: int = Field(description="Images refused for want of room, since the station was started")
     pictures: PicturesBody
     record: RecordBody
+
+
+class FindingBody(BaseModel):
+    """Something that is not what it was."""
+
+    what: Literal["score", "rejects", "brightness", "contrast", "sharpness", "shift_x", "shift_y", "match"]
+    since: Literal["fit", "start"] = Field(description="Compared with the model's good images, or the first parts here")
+    p_value: float
+    before: float
+    now: float
+    words: str
+
+
+class CauseBody(BaseModel):
+    """What most likely changed."""
+
+    cause: Literal["light", "focus", "position", "product"]
+    words: str
+
+
+class BlockBody(BaseModel):
+    """Parts that were tested together."""
+
+    first: int = Field(description="Number of its first decision")
+    last: int
+    p_scores: float | None = Field(description="That passing parts score as the calibration images; null: not tested")
+    p_rejects: float = Field(description="That its rejects are good parts within the promise")
+    rejects: int
+    findings: list[FindingBody]
+
+
+class DriftStateBody(BaseModel):
+    """How one line stands."""
+
+    model: str
+    model_id: str
+    parts: int = Field(description="Parts of this version that were taken into account")
+    changed: bool
+    since: int | None = Field(description="Number of the first decision of the blocks that differ without a break")
+    causes: list[CauseBody]
+    findings: list[FindingBody]
+    rejects: int
+    of: int
+    reject_rate: float | None
+    reject_interval_95: tuple[float, float] | None = Field(description="Wilson")
+    promised: float
+    level: float = Field(description="Chance that a block of an unchanged line shows anything")
+    learning: int = Field(description="Parts to come until the first parts here can be compared with")
+    blocks: list[BlockBody] = Field(description="Oldest first, 60 at most")
+    words: str
+    block: int = Field(description="Parts in a block")
+    false_alarm_every: int = Field(description="Parts among which an unchanged line has one false alarm, on average")
+
+
+class DriftBody(BaseModel):
+    """Every line."""
+
+    models: list[DriftStateBody]

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from makel.errors import UsageError
+from makel.station.look import Look
 from makel.types import Label, Region
 
 START = "0" * 64
@@ -44,6 +45,7 @@ class Decision:
         latency_ms: Time from accepted to decided, in milliseconds.
         arrival: For a file, what makes this delivery of it different from any other, as `inbox.Arrival.key` gives it;
             "" for what came another way.
+        look: What the image looks like; None where no model saw it.
 
     Raises:
         UsageError: A time in another form, or a number that is not finite.
@@ -63,6 +65,7 @@ class Decision:
     regions: tuple[Region, ...]
     latency_ms: float
     arrival: str = ""
+    look: Look | None = None
 
     def __post_init__(self) -> None:
         if instant(self.at) != self.at:
@@ -81,13 +84,16 @@ class Decision:
             for name in ("score", "threshold", "p_value", "latency_ms")
         }
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
-        return plain | numbers | {"regions": [region.to_json() for region in self.regions]}
+        look = None if self.look is None else self.look.to_json()
+        return plain | numbers | {"regions": [region.to_json() for region in self.regions], "look": look}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Decision:
         """What `to_json` gave; further keys are left alone."""
         regions = tuple(Region.from_json(region) for region in body["regions"])
-        return cls(**{item.name: body[item.name] for item in fields(cls)} | {"regions": regions})
+        look = body.get("look")  # not there in what was written before there were looks
+        plain = {item.name: body[item.name] for item in fields(cls) if item.name not in ("regions", "look")}
+        return cls(**plain, regions=regions, look=None if look is None else Look.from_json(look))
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,11 @@ COLUMNS = {
     "latency_ms": "float64",
     "regions": "string",
     "arrival": "string",
+    "look": "string",
     "answer": "string",
     "hash": "string",
 }
-"""The columns of a table and their types; `regions` is the JSON text of a list."""
+"""The columns of a table and their types; `regions` and `look` are the JSON text of a list."""
 
 _PAGE = 2000
 
@@ -89,7 +90,8 @@ def _pages(
 
 def _cells(item: Recorded) -> dict[str, Any]:
     found = item.to_json()
-    found["regions"] = json.dumps(found["regions"])
+    for name in ("regions", "look"):
+        found[name] = None if found[name] is None else json.dumps(found[name])
     return {name: storable(value) if isinstance(value, str) else value for name, value in found.items()}
 
 

@@ -23,6 +23,7 @@ from typing import TypeVar
 from makel.errors import MakelError, Overloaded
 from makel.images import MAX_PIXELS, decode
 from makel.model.inspector import Inspector, Prepared
+from makel.station.look import Look, Observer
 from makel.types import Verdict
 
 Result = TypeVar("Result")
@@ -39,12 +40,14 @@ class Judged:
         reason: Why it is a fail-safe reject; "" where there is a verdict.
         inspector: What said it; None where no model answered.
         latency_ms: From accepted to decided.
+        look: What the image looks like; None where there is no verdict.
     """
 
     verdict: Verdict | None
     reason: str
     inspector: Inspector | None
     latency_ms: float
+    look: Look | None = None
 
 
 @dataclass(eq=False)
@@ -58,6 +61,7 @@ class Ticket:
     done: Callable[[Judged], None] | None
     inspector: Inspector | None = None
     prepared: Prepared | None = None
+    look: Look | None = None
 
 
 @dataclass(eq=False)
@@ -99,6 +103,7 @@ class Line:
         """
         self.name, self.queue, self.batch = name, queue, batch
         self._inspector, self._max_pixels = inspector, max_pixels
+        self._observer = Observer(inspector)
         self._ahead = batch + workers
         self._waiting: deque[Ticket] = deque()
         self._ready: deque[Ticket | _Errand] = deque()
@@ -200,8 +205,9 @@ class Line:
         Returns:
             The model before.
         """
+        observer = Observer(inspector)
         with self._lock:
-            before, self._inspector = self._inspector, inspector
+            before, self._inspector, self._observer = self._inspector, inspector, observer
             return before
 
     def drain(self, timeout_s: float | None = None) -> bool:
@@ -248,7 +254,8 @@ class Line:
         if done is None:
             return
         try:
-            done(Judged(verdict, reason, inspector, 1000 * (now - ticket.accepted_s)))
+            look = ticket.look if verdict else None
+            done(Judged(verdict, reason, inspector, 1000 * (now - ticket.accepted_s), look))
         except Exception:
             _log.exception("%s: %s was judged, and whoever wanted to know failed", self.name, ticket.name)
         with self._lock:
@@ -262,7 +269,7 @@ class Line:
                         return
                     self._can_decode.wait()
                 ticket = self._waiting.popleft()
-                image, inspector = ticket.image, self._inspector
+                image, inspector, observer = ticket.image, self._inspector, self._observer
                 self._decoding += 1
             reason = ""
             try:
@@ -270,6 +277,7 @@ class Line:
                     pixels = decode(image, name=ticket.name, max_pixels=self._max_pixels)
                     ticket.inspector, ticket.prepared = inspector, inspector.prepare(pixels, ticket.name)
                     del pixels  # not kept while this thread waits for the next one
+                    ticket.look = observer.look(ticket.prepared)
             except MakelError as error:
                 reason = str(error)
             except Exception as error:  # a line goes on, whatever a file does to a decoder

@@ -8,7 +8,6 @@ brightness scale: coarse enough that texture and noise do not decide, fine enoug
 
 from __future__ import annotations
 
-import io
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -20,10 +19,9 @@ from numpy.typing import NDArray
 from makel.errors import MakelError, NotFoundError
 from makel.images import decode
 from makel.model import overlay
-from makel.model.golden import GOLDEN_DIR
-from makel.model.inspector import Inspector
 from makel.station.decisions import Recorded
 from makel.station.filters import Filter
+from makel.station.look import golden_images
 from makel.station.station import Station
 
 _SIDE_PX = 48
@@ -114,17 +112,6 @@ class Neighbours:
             while len(self._seen) > _KEPT:
                 self._seen.popitem(last=False)
         return small
-
-
-def golden_images(inspector: Inspector) -> list[NDArray[np.uint8]]:
-    """The golden images of a model: (H, W, 3) uint8 RGB each, as they went into it."""
-    folder = inspector.folder
-    names = sorted(name for name in folder.manifest.files if name.startswith(f"{GOLDEN_DIR}/"))
-    images = []
-    for name in names:
-        with np.load(io.BytesIO(folder.read(name)), allow_pickle=False) as stored:
-            images.append(np.ascontiguousarray(stored["image"].transpose(1, 2, 0)))
-    return images
 
 
 def _small(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -8,6 +8,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -19,9 +20,11 @@ import makel
 from makel.errors import UsageError
 from makel.station import bodies, problems
 from makel.station.access import Access, CheckAccess
+from makel.station.drift import Drift
 from makel.station.limits import BodyLimits, LimitBodies
 from makel.station.prometheus import Metrics
 from makel.station.routes import (
+    drift,
     health,
     history,
     inference,
@@ -65,7 +68,9 @@ def create_app(
         docs_url=None,  # both would load scripts from outside
         redoc_url=None,
     )
-    metrics = Metrics(station)
+    metrics, monitor = Metrics(station), Drift(station)
+    for gauge, documentation in drift.GAUGES.items():
+        metrics.add_gauge(gauge, documentation, partial(monitor.gauge, gauge))
     app.state.closing, app.state.metrics = closing, metrics
     for routes in (
         inspection.router(station),
@@ -78,6 +83,7 @@ def create_app(
         inference.router(station),
         health.router(station, metrics),
         overview.router(station),
+        drift.router(monitor),
         session.router(access),
         page.router(),
     ):

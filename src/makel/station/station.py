@@ -555,4 +555,5 @@ def _decision(at: str, model: str, source: str, name: str, arrival: str, judged:
         regions=verdict.regions if verdict else (),
         latency_ms=round(judged.latency_ms, 3),
         arrival=arrival,
+        look=judged.look,
     )

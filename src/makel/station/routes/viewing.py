@@ -11,7 +11,8 @@ from makel.errors import MakelError, NotFoundError
 from makel.images import decode
 from makel.station import bodies, drawing, problems
 from makel.station.access import needs
-from makel.station.neighbours import Neighbours, golden_images
+from makel.station.look import golden_images
+from makel.station.neighbours import Neighbours
 from makel.station.routes.history import Number
 from makel.station.routes.models import Name, VersionNumber
 from makel.station.station import Station
