@@ -106,6 +106,28 @@ export function scoreHistogram(calibration, recent, threshold, own) {
   return s("svg", { class: "chart wide", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": words }, drawn);
 }
 
+/** Blocks of parts, each with the lowest p-value of its tests; a triangle is a block that is not what was calibrated. */
+export function blockChart(blocks, level) {
+  const height = 120;
+  const [top, bottom] = [10, height - 20];
+  const least = 1e-6;
+  const y = (p) => top + (Math.log10(Math.max(p, least)) / Math.log10(least)) * (bottom - top);
+  const step = (WIDTH - LEFT - RIGHT) / Math.max(20, blocks.length);
+  const drawn = ["1", "10⁻²", "10⁻⁴", "10⁻⁶"].map((words, index) => [rule(LEFT, y(100 ** -index), WIDTH - RIGHT, y(100 ** -index), "grid"), label(LEFT - 6, y(100 ** -index) + 4, words)]).flat();
+  drawn.push(s("rect", { x: LEFT, y: y(level), width: WIDTH - LEFT - RIGHT, height: bottom - y(level) + 6, class: "beyond" }), rule(LEFT, y(level), WIDTH - RIGHT, y(level), "budget"));
+  blocks.forEach((block, index) => {
+    const p = Math.min(block.p_scores ?? 1, block.p_rejects, ...block.findings.map((finding) => finding.p_value));
+    const x = WIDTH - RIGHT - step * (blocks.length - index - 0.5);
+    const isOff = block.findings.length > 0;
+    const mark = isOff ? s("path", { d: `M${x} ${y(p) - 5}l5 9h-10z`, class: "mark reject" }) : s("circle", { cx: x, cy: y(p), r: 3.4, class: "mark pass" });
+    mark.append(s("title", null, `Parts ${block.first} to ${block.last}: p = ${figure(p, 2)}. ${block.findings.map((finding) => finding.words).join(" ")}`));
+    drawn.push(mark);
+  });
+  drawn.push(label(LEFT, height - 5, "newest right", "start"));
+  const off = blocks.filter((block) => block.findings.length).length;
+  return frame(height, `${counted(blocks.length, "block")} of parts tested, ${off} not as calibrated`, drawn);
+}
+
 /** How the p-values of parts that passed lie between 0 and 1: even where the line is as it was calibrated. */
 export function uniformityChart(values) {
   const height = 120;

@@ -1,16 +1,18 @@
 // Health: whether the station decides, how fast, and whether the line is still what it was calibrated on.
 
 import { get, post } from "./api.js";
-import { uniformityChart } from "./charts.js";
+import { blockChart, uniformityChart } from "./charts.js";
 import { h, put, say, shape } from "./dom.js";
 import { station } from "./station.js";
-import { bytes, counted, figure, interval, percent, time } from "./words.js";
+import { bytes, counted, figure, percent, time } from "./words.js";
 
 const EVERY_MS = 5000;
 
 export class HealthView {
   title = "Health";
   #timer = null;
+  #isOpen = true;
+  #drift = { models: [] };
   #subscriptions = new AbortController();
 
   constructor() {
@@ -33,26 +35,26 @@ export class HealthView {
   }
 
   open() {
-    const { signal } = this.#subscriptions;
-    station.addEventListener("models", () => this.#drifts(), { signal });
-    station.addEventListener("recent", () => this.#drifts(), { signal });
-    this.#drifts();
+    station.addEventListener("recent", () => this.#drifts(), { signal: this.#subscriptions.signal });
     this.#look();
   }
 
   close() {
+    this.#isOpen = false;
     this.#subscriptions.abort();
     clearTimeout(this.#timer);
   }
 
   async #look() {
     try {
-      this.#draw(await get("/overview"));
+      const [overview, drift] = await Promise.all([get("/overview"), get("/drift")]);
+      this.#draw(overview);
+      this.#drift = drift;
       this.#drifts();
     } catch (problem) {
       put(this.cards.ready, h("p", { class: "problem" }, problem.message));
     }
-    this.#timer = setTimeout(() => this.#look(), EVERY_MS);
+    if (this.#isOpen) this.#timer = setTimeout(() => this.#look(), EVERY_MS);
   }
 
   #draw({ obstacles, warnings, latency_ms: latency, lines, refused, pictures, record }) {
@@ -60,8 +62,8 @@ export class HealthView {
     put(
       this.cards.ready,
       h("p", { class: `state ${ready ? "good" : "bad"}` }, shape(ready ? "pass" : "reject"), ready ? "Decides" : "Does not decide"),
-      h("ul", { class: "plain" }, [...obstacles, ...warnings].map((text) => h("li", { class: "problem" }, text))),
-      obstacles.length + warnings.length ? null : h("p", { class: "muted" }, "Nothing needs anybody."),
+      h("ul", { class: "plain" }, obstacles.map((text) => h("li", { class: "problem" }, text))),
+      h("p", { class: "muted" }, warnings.length ? `${counted(warnings.length, "warning")}, told above.` : "Nothing needs anybody."),
     );
     put(
       this.cards.latency,
@@ -105,23 +107,24 @@ export class HealthView {
   }
 
   #drifts() {
-    const parts = station.models.map((model) => {
-      const decisions = station.latest(model.name, 200);
-      const judged = decisions.filter((decision) => decision.p_value !== null && decision.model_id === model.model_id);
-      const rejects = judged.filter((decision) => decision.verdict === "reject").length;
-      const [low, high] = interval(rejects, judged.length);
-      const over = judged.length > 0 && low > model.promised_false_reject;
-      const words = judged.length
-        ? `${rejects} of ${judged.length} rejected: ${percent(low)} to ${percent(high)} (95 %), ${percent(model.promised_false_reject)} promised for good parts.`
-        : "No part judged by this version yet.";
+    const parts = this.#drift.models.map((state) => {
+      const judged = station.latest(state.model, 200).filter((decision) => decision.p_value !== null && decision.model_id === state.model_id);
+      const [low, high] = state.reject_interval_95 ?? [0, 1];
+      const tested = state.blocks.length > 0;
+      const causes = state.causes.map((cause) => cause.cause).join(" and ");
+      const headline = state.changed ? `Changed: ${causes || "scores or rejects"}` : tested ? "As it was calibrated" : "Not tested yet";
+      const kind = state.changed ? "reject" : tested ? "pass" : "none";
       return h(
         "article",
         null,
-        h("h3", null, model.name),
-        h("p", { class: `state ${over ? "bad" : "good"}` }, shape(over ? "reject" : "pass"), over ? "More rejects than good parts explain" : "Within what was promised"),
-        h("p", { class: "muted" }, words),
-        judged.length ? uniformityChart(judged.map((decision) => decision.p_value)) : null,
-        judged.length ? h("p", { class: "muted" }, "Good parts spread evenly over all p-values; defects lie at the left end. A slope over the rest means that light, focus, position or product changed.") : null,
+        h("h3", null, state.model),
+        h("p", { class: `state ${{ reject: "bad", pass: "good", none: "muted" }[kind]}` }, shape(kind), headline),
+        h("p", null, state.words),
+        state.since ? h("p", null, h("a", { href: `#history/${state.since}` }, `Part ${state.since}, where it began`)) : null,
+        h("p", { class: "muted" }, state.of ? `${state.rejects} of the latest ${state.of} rejected: ${percent(low)} to ${percent(high)} (95 %), ${percent(state.promised)} promised for good parts.` : "No part judged by this version yet."),
+        tested ? [h("h4", null, `Every ${counted(state.block, "part")} tested`), blockChart(state.blocks, state.level)] : null,
+        judged.length ? [h("h4", null, "p-values of the latest parts"), uniformityChart(judged.map((decision) => decision.p_value))] : null,
+        judged.length ? h("p", { class: "muted" }, "Good parts spread evenly over all p-values; defects lie at the left end.") : null,
       );
     });
     put(this.drift, parts.length ? parts : h("p", { class: "muted" }, "No model is served."));

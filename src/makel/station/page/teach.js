@@ -24,6 +24,7 @@ export class Teach extends EventTarget {
   #zip = null;
   #poll = null;
   #seen = null;
+  #isOpen = true;
 
   constructor() {
     super();
@@ -70,6 +71,7 @@ export class Teach extends EventTarget {
   }
 
   close() {
+    this.#isOpen = false;
     clearTimeout(this.#poll);
   }
 
@@ -139,7 +141,7 @@ export class Teach extends EventTarget {
 
   #again(ms) {
     clearTimeout(this.#poll);
-    this.#poll = setTimeout(() => this.#look(), ms);
+    if (this.#isOpen) this.#poll = setTimeout(() => this.#look(), ms);
   }
 
   async #look() {
