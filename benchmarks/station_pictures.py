@@ -116,9 +116,9 @@ def photograph(browser, address, station, out, is_all):
         ("models", DESK, "light", "models/flange", ".chart .threshold"),
         ("models_dark", DESK, "dark", "models/flange", ".chart .threshold"),
         ("models_tablet", TABLET, "light", "models/flange", ".chart .threshold"),
-        ("health", DESK, "light", "health", ".drifts .chart"),
-        ("health_dark", DESK, "dark", "health", ".drifts .chart"),
-        ("health_tablet", TABLET, "light", "health", ".drifts .chart"),
+        ("health", DESK, "light", "health", ".drifts .chart .mark"),
+        ("health_dark", DESK, "dark", "health", ".drifts .chart .mark"),
+        ("health_tablet", TABLET, "light", "health", ".drifts .chart .mark"),
     )
     browser.get(address)
     defect, _ = synthetic.render("flange", np.random.default_rng([9, 3]), kind="scratch", size_px=SIZE_PX)

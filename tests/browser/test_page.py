@@ -229,6 +229,7 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
 
         page.go("health")
         page.reads(".state.good", "Decides")
+        page.reads(".drifts", "Nothing can be said yet")
         page.button("Verify the record").click()
         page.reads(".health", "As it was written, up to entry")
         actions = [audit.action for audit in station.store.audits()]
@@ -238,7 +239,9 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
             page.wait(lambda theme=theme: page.one("#theme").click() or theme in page.one("#theme").text.lower())
             for view in VIEWS:
                 page.go(view if view != "history" else "history/2")
-                page.wait(lambda view=view: page.all(".pair svg image, .line image, .chart .threshold, .drifts .chart"))
+                page.wait(
+                    lambda view=view: page.all(".pair svg image, .line image, .chart .threshold, .drifts article")
+                )
                 assert page.findings() == [], f"{view} in {theme}"
         assert page.errors() == []
 
