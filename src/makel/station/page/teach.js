@@ -63,7 +63,7 @@ export class Teach extends EventTarget {
       (this.button = h("button", { type: "submit", class: "primary", disabled: true }, "Learn from these images")),
     );
     this.job = h("div", { class: "job", "aria-live": "polite" });
-    this.element = h("section", { class: "card" }, h("h2", null, "Teach a product"), this.form, this.job);
+    this.element = h("section", { class: "card teaching" }, h("h2", null, "Teach a product"), this.form, this.job);
   }
 
   open() {
