@@ -207,3 +207,16 @@ def test_a_folder_that_cannot_be_made_is_said(tmp_path):
     (tmp_path / "pictures").write_text("a file")
     with pytest.raises(StoreError, match="cannot be made: "):
         Pictures(tmp_path / "pictures")
+
+
+def test_a_second_name_outlives_the_first(five, tmp_path):
+    five.keep(picture(1), "pass")
+    five.link(name(1), tmp_path / "second.png")
+    for index in range(2, 8):
+        five.keep(picture(index), "pass")
+    assert name(1) not in five
+    assert (tmp_path / "second.png").read_bytes() == picture(1)
+    with pytest.raises(NotFoundError, match="is kept"):
+        five.link(name(1), tmp_path / "third.png")
+    with pytest.raises(StoreError, match=r"second\.png/4\.png cannot be written"):
+        five.link(name(7), tmp_path / "second.png" / "4.png")

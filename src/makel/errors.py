@@ -10,6 +10,7 @@
     ├── TrainingError         fitting went wrong (a loss turned NaN, a collapsed network)
     ├── ModelFolderError      a model folder that is damaged, unknown or changed
     ├── StoreError            the station's record cannot be used now: locked, full, gone
+    ├── CandidateError        a version of a model that must not judge
     ├── BrokenRecordError     a record that is not as it was written
     ├── NotFoundError         something asked for by name or number that is not there
     ├── Overloaded            more work than there is room for: nothing was accepted, send it again later
@@ -68,6 +69,10 @@ class StoreError(MakelError):
     """The station's record cannot be used now: locked, full, gone."""
 
 
+class CandidateError(MakelError):
+    """A version of a model that must not judge."""
+
+
 class BrokenRecordError(MakelError):
     """A record that is not as it was written."""
 
@@ -116,6 +121,7 @@ CODES: dict[type[MakelError], tuple[int, int]] = {
     UnauthorisedError: (14, 401),
     ForbiddenError: (15, 403),
     BrokenRecordError: (16, 500),
+    CandidateError: (17, 409),
     MakelError: (70, 500),
 }
 

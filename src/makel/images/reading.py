@@ -229,6 +229,12 @@ def is_image_name(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
+def ending(data: bytes) -> str:
+    """The ending that a file of these bytes has to have, such as ".png"; "" where they are no image known here."""
+    found = _format(data[:512])
+    return next((suffix for suffix, name in _SUFFIX_FORMATS.items() if name == found), "")
+
+
 def file_size(path: str | os.PathLike[str]) -> int:
     """Bytes in a file that is safe to open: regular, with something in it. To open a FIFO is to wait forever.
 

@@ -356,6 +356,100 @@ class DriftStateBody(BaseModel):
     false_alarm_every: int = Field(description="Parts among which an unchanged line has one false alarm, on average")
 
 
+class CandidateRequestBody(BaseModel):
+    """What candidate is wanted."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kind: Literal["recalibrate", "refit"] = "recalibrate"
+    false_reject: float | None = Field(
+        None, gt=0, lt=1, description="Share of good parts that may be rejected; that of the version that judges"
+    )
+    join: bool = Field(
+        True, description="Of a re-calibration: keep the scores of the present thresholds beside the new ones"
+    )
+
+
+class FlipBody(BaseModel):
+    """A part of which the candidate says something else."""
+
+    number: int
+    name: str
+    answer: Literal["good", "defect"] | None
+    before: Literal["pass", "reject"]
+    after: Literal["pass", "reject"]
+    score_before: float
+    threshold_before: float
+    score_after: float
+    threshold_after: float
+
+
+class RegressionBody(BaseModel):
+    """What the comparison with the version that judges found."""
+
+    known_good: int
+    good_passed_before: int
+    good_passed: int
+    known_defects: int
+    defects_rejected_before: int
+    defects_rejected: int
+    unanswered: int = Field(description="The latest parts nobody spoke of; they decide nothing")
+    not_compared: int
+    promised_before: float
+    promised: float
+    golden: int
+    flips: list[FlipBody]
+    problems: list[str] = Field(description="Why it must not judge; empty where it may")
+    warnings: list[str]
+
+
+class CandidateBody(BaseModel):
+    """A version to be."""
+
+    id: str
+    name: str
+    kind: Literal["recalibrate", "refit"]
+    base_version: int
+    base_model_id: str
+    newest: int
+    false_reject: float
+    join: bool
+    by: str
+    role: str
+    began: str
+    state: Literal["making", "testing", "ready", "refused", "failed", "active"]
+    stage: str
+    done: int
+    total: int | None
+    ended: str
+    problem: str = Field(description="Why it was refused or failed; empty where it was not")
+    n_passed: int = Field(description="Parts that passed, among those it is made of")
+    n_said_good: int = Field(description="Rejects a person called good, among them")
+    unanswered: int = Field(description="Rejects of the same time that nobody spoke of; left out")
+    left_out: list[str]
+    job: str = Field(description="The fit of a refit, for /jobs/{job}")
+    version: int | None
+    model_id: str
+    summary: dict[str, Any]
+    regression: RegressionBody | dict[str, Any] = Field(description="Empty before the comparison has ended")
+
+
+class AdviceBody(BaseModel):
+    """Which kind of candidate fits what people said."""
+
+    kind: Literal["recalibrate", "refit"]
+    words: str
+    false_rejects: int
+    refit_obstacle: str = Field(description="Why a refit is not possible here; empty where it is")
+
+
+class CandidatesBody(BaseModel):
+    """The candidates of a model, newest first."""
+
+    advice: AdviceBody
+    candidates: list[CandidateBody]
+
+
 class DriftBody(BaseModel):
     """Every line."""
 

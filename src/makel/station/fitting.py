@@ -48,6 +48,7 @@ class FitSettings:
         epochs: Passes over the images.
         false_reject: Share of good parts that may be rejected.
         calibrate: "holdout" or "cross".
+        method: How to learn; None for the default.
     """
 
     preset: str = "fast"
@@ -55,6 +56,7 @@ class FitSettings:
     epochs: int | None = None
     false_reject: float = 0.01
     calibrate: str = "holdout"
+    method: str | None = None
 
     def arguments(self) -> list[str]:
         """The same for the command line."""
@@ -64,6 +66,7 @@ class FitSettings:
             "--epochs": self.epochs,
             "--false-reject": self.false_reject,
             "--calibrate": self.calibrate,
+            "--method": self.method,
         }
         return [word for option, value in given.items() if value is not None for word in (option, str(value))]
 

@@ -127,6 +127,26 @@ class Pictures:
             raise StoreError(f"{path} was damaged or changed: its content is not what its name says")
         return content
 
+    def link(self, image_sha256: str, target: Path) -> None:
+        """Let a picture have a second name, under which it stays when it is dropped here; a copy where disks differ.
+
+        Raises:
+            NotFoundError: The picture is not kept (any more).
+            StoreError: The second name cannot be made.
+        """
+        with self._lock:
+            there = self._find(image_sha256)
+            if there is None:
+                raise NotFoundError(f"no picture {image_sha256[:64]!r} is kept")
+            source = self._place(there, image_sha256)
+            try:
+                target.hardlink_to(source)
+            except OSError:
+                try:
+                    shutil.copyfile(source, target)
+                except OSError as error:
+                    raise StoreError(f"{target} cannot be written: {error.strerror}") from error
+
     def __contains__(self, image_sha256: str) -> bool:
         with self._lock:
             return self._find(image_sha256) is not None

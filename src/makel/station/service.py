@@ -20,10 +20,12 @@ import makel
 from makel.errors import UsageError
 from makel.station import bodies, problems
 from makel.station.access import Access, CheckAccess
+from makel.station.candidates import Candidates
 from makel.station.drift import Drift
 from makel.station.limits import BodyLimits, LimitBodies
 from makel.station.prometheus import Metrics
 from makel.station.routes import (
+    candidates,
     drift,
     health,
     history,
@@ -78,6 +80,7 @@ def create_app(
         models.router(station),
         versions.router(station),
         jobs.router(station),
+        candidates.router(station, Candidates(station)),
         history.router(station, closing),
         viewing.router(station),
         inference.router(station),

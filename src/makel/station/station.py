@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
-from makel.errors import MakelError, ModelFolderError, NotFoundError, Overloaded, UsageError
+from makel.errors import CandidateError, MakelError, ModelFolderError, NotFoundError, Overloaded, UsageError
 from makel.images import MAX_PIXELS, decode
 from makel.model.inspector import Inspector
 from makel.station.budget import Budget
@@ -102,6 +102,8 @@ class Station:
         self._listeners = listeners
         self._watchers: list[Callable[[Outcome], None]] = []
         self._warners: list[Callable[[], list[str]]] = []
+        self._guards: list[Callable[[str, int], str]] = []
+        self._closers: list[Callable[[], None]] = []
         self._recording = Recording(recorder, pictures, self._listeners.tell)
         self._held = Budget(settings.max_held_bytes, "images under way")
         self._lines: dict[str, Line] = {}
@@ -379,10 +381,14 @@ class Station:
 
         Raises:
             NotFoundError: There is no such version.
+            CandidateError: It must not judge, see `guard`.
             ModelFolderError: It does not verify, or computes something else here. The one before goes on.
             StoreError: The change cannot be recorded, so it is not made.
         """
         with self._changing:
+            for check in self._guards:
+                if reason := check(name, number):
+                    raise CandidateError(reason)
             inspector = self.registry.load(name, number)
             self.store.audit(by, role, "activate", {"model": name, "version": number, "model_id": inspector.model_id})
             self.registry.set_active(name, number)
@@ -432,6 +438,14 @@ class Station:
         """Let `warnings` also say what this gives: what is wrong with a connection of the line."""
         self._warners.append(more)
 
+    def guard(self, check: Callable[[str, int], str]) -> None:
+        """Let `activate` ask this first: it gives why a version of a model must not judge, "" where it may."""
+        self._guards.append(check)
+
+    def before_closing(self, end: Callable[[], None]) -> None:
+        """Let `close` call this first, while everything still works."""
+        self._closers.append(end)
+
     @property
     def held_bytes(self) -> int:
         """Bytes of all images under way, until their pictures are kept."""
@@ -457,6 +471,8 @@ class Station:
                 return True
             self._closing = True
             lines = list(self._lines.values())
+        for end in self._closers:
+            end()
         self.fitting.close()
         finished = [line.drain(timeout_s) for line in lines]  # each of them, whatever the others do
         for line in lines:

@@ -96,7 +96,7 @@ def router(station: Station) -> APIRouter:
 
     @routes.post(
         "/models/{name}/activate",
-        responses={200: {"model": bodies.VersionBody}, **problems.responses(404)},
+        responses={200: {"model": bodies.VersionBody}, **problems.responses(404, 409)},
         response_model=None,
     )
     def activate(name: Name, wanted: bodies.ActivateBody, who: Engineer) -> Response:
