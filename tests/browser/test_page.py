@@ -134,21 +134,22 @@ def station(tmp_path):
 
 
 def write_parts(folder):
-    """A striped product with noise, and one of it with a dark blot."""
+    """A striped product with noise: parts to learn from, parts that come later, and one with a dark blot."""
     rng = np.random.default_rng(0)
     stripes = 120 + 60 * np.sin(np.arange(96) / 5)[:, None, None]
     folder.mkdir()
-    for index in range(12):
+    for index in range(18):
         part = np.clip(stripes + rng.normal(0, 6, (96, 80, 1)) + np.array([10.0, 0, -10]), 0, 255)
         cv2.imwrite(str(folder / f"good-{index:02}.png"), part)
     cv2.circle(part, (40, 48), 16, (0, 0, 0), -1)
     defect = folder.with_name("blot.png")
     cv2.imwrite(str(defect), part)
-    return sorted(folder.iterdir()), defect
+    parts = sorted(folder.iterdir())
+    return parts[:12], parts[12:], defect
 
 
 def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_path):
-    good, defect = write_parts(tmp_path / "parts")
+    good, fresh, defect = write_parts(tmp_path / "parts")
     other = shutil.make_archive(str(tmp_path / "stripes"), "zip", tiny_model.write(tmp_path / "other"))
     with serving(station) as address:
         page.open(address)
@@ -180,7 +181,7 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
 
         # A pass and a reject.
         inspector = station.inspector("stripes")
-        passing = next(path for path in good if station.look(inspector, path.read_bytes()).verdict == "pass")
+        passing = min(good, key=lambda path: station.look(inspector, path.read_bytes()).score)
         page.go("line")
         page.one("#inspect-file").send_keys(str(passing))
         page.reads(".verdict-word", "PASS")
@@ -227,13 +228,32 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
         page.wait(lambda: station.registry.version("stripes").version == 1)
         assert station.store.count() == 2  # nothing that was tried is in the record
 
+        # What people said becomes a candidate that is compared, activated, and taken back.
+        page.go("line")
+        page.one("#inspect-file").send_keys("\n".join(map(str, fresh)))
+        page.reads(".rate", "of the last 8 parts")
+        page.go("models")
+        page.button("New thresholds").click()
+        page.reads(".panel", "May judge")
+        page.reads(".panel", "1 part called a defect: reject")
+        assert page.findings() == []
+        page.button("Activate the candidate").click()
+        page.reads(".panel", "Judges now, as version 3")
+        page.wait(lambda: station.registry.version("stripes").version == 3)
+        page.button("Back to the version before").click()
+        page.wait(lambda: station.registry.version("stripes").version == 1)
+
         page.go("health")
         page.reads(".state.good", "Decides")
         page.reads(".drifts", "Nothing can be said yet")
         page.button("Verify the record").click()
         page.reads(".health", "As it was written, up to entry")
         actions = [audit.action for audit in station.store.audits()]
-        assert actions == ["roll back", "activate", "add model", "add model", "fit"]
+        first, later = (
+            ["roll back", "activate", "add model", "add model", "fit"],
+            ["roll back", "activate", "add model"],
+        )
+        assert actions == [*later, "candidate", *first]
 
         for theme in ("light", "dark"):
             page.wait(lambda theme=theme: page.one("#theme").click() or theme in page.one("#theme").text.lower())

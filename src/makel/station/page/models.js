@@ -1,6 +1,7 @@
 // Models: what judges, what could, and what its thresholds mean.
 
 import { ask, get, post } from "./api.js";
+import { Candidates } from "./candidates.js";
 import { scoreHistogram } from "./charts.js";
 import { h, put, say, shape } from "./dom.js";
 import { heatSlider, Viewer } from "./part.js";
@@ -13,6 +14,7 @@ export class ModelsView {
   #teach = new Teach();
   #name = null;
   #version = null;
+  #candidates = null;
   #subscriptions = new AbortController();
 
   constructor() {
@@ -53,6 +55,7 @@ export class ModelsView {
   close() {
     this.#subscriptions.abort();
     this.#teach.close();
+    this.#candidates?.close();
   }
 
   async #learnt(job) {
@@ -91,7 +94,10 @@ export class ModelsView {
     const signature = JSON.stringify([model.name, version, model.versions, station.isEngineer]);
     if (signature === this.shown) return; // what a person set up here stays
     this.shown = signature;
-    put(this.panel, this.#versions(model, version), this.#thresholds(model, version), this.#trial(model, version), this.#report(model, version));
+    this.#candidates?.close();
+    this.#candidates = new Candidates(model.name);
+    this.#candidates.addEventListener("activated", () => station.refreshModels());
+    put(this.panel, this.#versions(model, version), this.#candidates.element, this.#thresholds(model, version), this.#trial(model, version), this.#report(model, version));
   }
 
   #versions(model, chosen) {
