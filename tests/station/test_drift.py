@@ -12,7 +12,7 @@ from scipy.stats import betabinom, mannwhitneyu
 import tiny_model
 from conftest import serving, wait_for
 from makel.calibration import calibrate
-from makel.images import Preparation
+from makel.images import Preparation, read
 from makel.model import folder, golden
 from makel.model.inspector import Inspector
 from makel.station.causes import Finding, explain
@@ -47,26 +47,30 @@ def part(rng, *, product="ring", light=1.0, blur=0.0, shift=(0.0, 0.0), worn=0.0
     return np.clip(drawn, 0, 255).astype(np.uint8)
 
 
-@pytest.fixture(scope="module")
-def inspector(tmp_path_factory):
-    """A model of the ring, calibrated on 60 images; the first four are golden."""
-    rng = np.random.default_rng(7)
-    images = [part(rng) for _ in range(N_CALIBRATE)]
-    preparation = Preparation(SIZE_PX, "grey")
-    target = tmp_path_factory.mktemp("drift") / "ring"
-    plain = Inspector.load(tiny_model.write(target, size=SIZE_PX, preprocessing=preparation))
+def model_of(target, images, preparation):
+    """A model that is calibrated on images, of which the first four are golden."""
+    size = preparation.size
+    plain = Inspector.load(tiny_model.write(target, size=size, preprocessing=preparation))
     prepared = np.stack([plain.prepare(image).image for image in images])
     scores = plain.scores(prepared).image
     with folder.staging(target) as stage:
-        tiny_model.fill(stage, size=SIZE_PX)
+        tiny_model.fill(stage, size=size)
         for path in (stage / "golden").iterdir():
             path.unlink()
         (stage / "golden").rmdir()
         stored = golden.quantise(prepared[:4])
         golden.write(stage, stored, tiny_model.expected(golden.restore(stored)))
         calibration = calibrate(scores, scores, false_reject=0.05)
-        folder.write(target, stage, tiny_model.draft(size=SIZE_PX, preprocessing=preparation, calibration=calibration))
+        folder.write(target, stage, tiny_model.draft(size=size, preprocessing=preparation, calibration=calibration))
     return Inspector.load(target, threads=1)
+
+
+@pytest.fixture(scope="module")
+def inspector(tmp_path_factory):
+    """A model of the ring, calibrated on 60 images."""
+    rng = np.random.default_rng(7)
+    images = [part(rng) for _ in range(N_CALIBRATE)]
+    return model_of(tmp_path_factory.mktemp("drift") / "ring", images, Preparation(SIZE_PX, "grey"))
 
 
 def decided(inspector, observer, image):
@@ -133,6 +137,31 @@ def test_what_changed_is_named(inspector, change, known):
     else:
         assert {each.cause for each in state.causes} & {"product", "focus"}
     assert not any("nan" in each.words for each in state.causes)
+
+
+def moved(image, right_px, down_px):
+    size = image.shape[1], image.shape[0]
+    return cv2.warpAffine(image, np.array([[1.0, 0, right_px], [0, 1, down_px]]), size, borderMode=cv2.BORDER_REPLICATE)
+
+
+@pytest.mark.real
+def test_what_changed_is_named_on_real_parts(tmp_path, real_data):
+    paths = sorted((real_data / "toothbrush/train/good").iterdir())[:44]
+    images = [cv2.resize(read(path), (512, 512), interpolation=cv2.INTER_AREA) for path in paths]
+    model = model_of(tmp_path / "toothbrush", images[:14], Preparation(256, "rgb"))
+    observer = Observer(model)
+    for expected, change in (
+        ([], lambda image: image),
+        (["light"], lambda image: (image * 0.8).astype(np.uint8)),
+        (["focus"], lambda image: cv2.GaussianBlur(image, (0, 0), 4)),
+        (["position"], lambda image: moved(image, 20, -12)),
+    ):
+        watch = Watch("toothbrush", model, block=30)
+        for number, image in enumerate(images[14:], start=1):
+            looked = decided(model, observer, change(image))
+            # The tiny model's scores say little about real parts; what is tested here is what the images look like.
+            watch.add(number, replace(looked, score=model.calibration.image_scores[number % 14], verdict="pass"))
+        assert [each.cause for each in watch.state().causes] == expected
 
 
 def test_two_causes_are_both_named(inspector):

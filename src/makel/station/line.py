@@ -277,7 +277,7 @@ class Line:
                     pixels = decode(image, name=ticket.name, max_pixels=self._max_pixels)
                     ticket.inspector, ticket.prepared = inspector, inspector.prepare(pixels, ticket.name)
                     del pixels  # not kept while this thread waits for the next one
-                    ticket.look = observer.look(ticket.prepared)
+                    ticket.look = self._look(observer, ticket)
             except MakelError as error:
                 reason = str(error)
             except Exception as error:  # a line goes on, whatever a file does to a decoder
@@ -294,6 +294,14 @@ class Line:
                     self._can_judge.notify()
                 else:
                     self._can_decode.notify()
+
+    def _look(self, observer: Observer, ticket: Ticket) -> Look | None:
+        """What an image looks like; no part is rejected for want of that."""
+        try:
+            return observer.look(ticket.prepared) if ticket.prepared else None
+        except Exception:
+            _log.exception("%s: %s has no look", self.name, ticket.name)
+            return None
 
     def _judge(self) -> None:
         while True:
