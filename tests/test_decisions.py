@@ -1,10 +1,12 @@
 import hashlib
+import json
 from dataclasses import replace
 
 import pytest
 
 from makel.errors import UsageError
 from makel.station.decisions import START, Answer, Audit, Decision, Recorded, canonical, instant, link, now
+from makel.station.look import Look
 from record import DECISION
 
 
@@ -12,6 +14,15 @@ def test_a_decision_survives_json():
     assert Decision.from_json(DECISION.to_json()) == DECISION
     failed = replace(DECISION, score=None, threshold=None, p_value=None, regions=(), reason="no decision in 200 ms")
     assert Decision.from_json(failed.to_json() | {"number": 3}) == failed
+
+
+def test_a_look_survives_json_and_older_records_have_none():
+    seen = replace(DECISION, look=Look(0.4, 0.5, 0.1, 0.01, -0.02, 0.9))
+    assert seen.to_json()["look"] == [0.4, 0.5, 0.1, 0.01, -0.02, 0.9]
+    assert Decision.from_json(json.loads(json.dumps(seen.to_json()))) == seen
+    older = DECISION.to_json()
+    del older["look"]
+    assert Decision.from_json(older) == DECISION
 
 
 def test_what_is_recorded_says_number_answer_and_hash():

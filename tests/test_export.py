@@ -13,6 +13,7 @@ import guides
 from makel.errors import MissingExtraError, StoreError, UsageError
 from makel.station.decisions import Decision, Recorded
 from makel.station.export import COLUMNS
+from makel.station.look import Look
 from makel.station.store import Filter, Store
 from record import DECISION, decision
 
@@ -58,6 +59,19 @@ def test_csv_holds_what_was_recorded(store, tmp_path):
         assert row.pop("name") == (name if item.number < 3 else "'=1+1\\udcff")
         assert row == {key: "" if value is None else str(value) for key, value in plain.items()}
     assert [path.name for path in tmp_path.iterdir() if "all" in path.name] == ["all.csv"]
+
+
+def test_a_look_is_a_list_in_both_tables(store, tmp_path):
+    from pyarrow import parquet
+
+    look = Look(0.4, 0.5, 0.1, None, None, None)
+    store.append(replace(DECISION, look=look))
+    store.export(tmp_path / "all.csv")
+    with (tmp_path / "all.csv").open(encoding="utf-8", newline="") as file:
+        texts = [list(csv.DictReader(file))[-1]["look"]]
+    store.export(tmp_path / "all.parquet")
+    texts.append(parquet.read_table(tmp_path / "all.parquet")["look"].to_pylist()[-1])
+    assert [json.loads(text) for text in texts] == [look.to_json()] * 2
 
 
 @pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])

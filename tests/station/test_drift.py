@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import betabinom, mannwhitneyu
 
 import tiny_model
-from conftest import serving, wait_for
+from conftest import GOOD, serving, wait_for
 from makel.calibration import calibrate
 from makel.images import Preparation, read
 from makel.model import folder, golden
@@ -276,6 +276,15 @@ def test_images_in_tiles_have_a_look_without_a_position(tmp_path):
     assert look.brightness == pytest.approx(0.4, abs=0.002)
     assert look.contrast == pytest.approx(0.5, abs=0.005)
     assert (look.shift_x, look.shift_y, look.match, observer.golden) == (None, None, None, ())
+
+
+def test_no_part_is_rejected_for_want_of_a_look(station, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(Observer, "look", fail)
+    decision = station.decide(GOOD, source="http").decision
+    assert (decision.verdict, decision.reason, decision.look) == ("pass", "", None)
 
 
 def test_another_product_hides_what_else_differs():
