@@ -177,6 +177,14 @@ def test_a_line_that_was_mended_is_no_longer_said_to_differ(inspector):
     assert [bool(block.findings) for block in state.blocks] == [True, False]
 
 
+def test_what_was_wrong_from_the_start_does_not_become_the_measure(inspector):
+    watch = run(inspector, 6, 2 * BLOCK, light=1.1)
+    assert watch.state().learning == 100
+    state = run(inspector, 7, 4 * BLOCK, watch, 2 * BLOCK).state()
+    assert [bool(block.findings) for block in state.blocks] == [True] * 2 + [False] * 4
+    assert state.learning == 0
+
+
 def test_more_rejects_than_promised_are_put_down_to_defects_where_all_else_is_as_it_was(inspector):
     watch, observer, rng = Watch("ring", inspector), Observer(inspector), np.random.default_rng(3)
     for number in range(1, BLOCK + 1):

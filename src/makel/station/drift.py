@@ -43,7 +43,7 @@ EVERY = 10_000
 """Parts among which a line that does not change has one false alarm, on average."""
 
 N_START = 100
-"""Parts that passed, of the first this version judged here, that later ones are compared with."""
+"""Parts that passed, of the first blocks here in which nothing was found, that later ones are compared with."""
 
 _TESTS = 5
 """Scores against fit and start, rejects, looks against fit and start: each has this share of a block's chance."""
@@ -172,7 +172,8 @@ class Watch:
         waiting, self._waiting = self._waiting, []
         found = self._test(waiting)
         self._blocks.append(found)
-        if len(self._start.scores) < N_START:
+        # What differs from the fit is no reference: once mended, the line would differ from it for ever.
+        if len(self._start.scores) < N_START and not found.findings:
             decisions = [decision for _, decision in waiting]
             self._start.scores += _passing(decisions)
             self._start.looks += [each.look for each in decisions if each.verdict == "pass" and each.look is not None]
