@@ -185,6 +185,25 @@ def test_what_was_wrong_from_the_start_does_not_become_the_measure(inspector):
     assert state.learning == 0
 
 
+def test_the_first_parts_here_are_known_after_a_restart(tmp_path, inspector, monkeypatch):
+    rng = np.random.default_rng(12)
+    with Station.open(tmp_path / "station") as station:
+        station.add("ring", inspector.folder.path, by="test", role="engineer")
+        monitor = Drift(station)
+        for _ in range(3 * BLOCK):
+            station.decide(cv2.imencode(".png", part(rng))[1].tobytes(), source="http")
+        wait_for(lambda: monitor.states()[0].parts == 3 * BLOCK)
+        assert monitor.states()[0].learning == 0
+    monkeypatch.setattr("makel.station.drift._REREAD", 10)
+    with Station.open(tmp_path / "station") as again:
+        (state,) = Drift(again).states()
+        assert (state.parts, state.learning) == (10, 0)
+    (kept,) = (tmp_path / "station" / "drift").iterdir()
+    kept.write_text("{}")
+    with Station.open(tmp_path / "station") as again:
+        assert Drift(again).states()[0].learning == 100
+
+
 def test_more_rejects_than_promised_are_put_down_to_defects_where_all_else_is_as_it_was(inspector):
     watch, observer, rng = Watch("ring", inspector), Observer(inspector), np.random.default_rng(3)
     for number in range(1, BLOCK + 1):

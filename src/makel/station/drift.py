@@ -19,11 +19,13 @@ changes has at most one false alarm in `EVERY` parts on average: the expectation
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from math import exp, lgamma
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -32,8 +34,9 @@ from makel.model.inspector import Inspector
 from makel.station.causes import Explanation, Finding, Since, compare, explain
 from makel.station.decisions import Decision, Recorded
 from makel.station.filters import Filter
-from makel.station.look import Look, Observer
+from makel.station.look import Observer
 from makel.station.rank_sum import rank_sum
+from makel.station.reference import N_START, Reference
 from makel.station.station import Station
 
 BLOCK = 50
@@ -41,9 +44,6 @@ BLOCK = 50
 
 EVERY = 10_000
 """Parts among which a line that does not change has one false alarm, on average."""
-
-N_START = 100
-"""Parts that passed, of the first blocks here in which nothing was found, that later ones are compared with."""
 
 _TESTS = 5
 """Scores against fit and start, rejects, looks against fit and start: each has this share of a block's chance."""
@@ -54,6 +54,8 @@ _FEWEST = 5
 _RATE_OF = 200
 _BLOCKS_KEPT = 60
 _REREAD = 500
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -123,24 +125,17 @@ class State:
         return {**asdict(self), "block": BLOCK, "false_alarm_every": EVERY}
 
 
-@dataclass
-class _Reference:
-    """Good parts to compare with: scores of those that passed, and looks."""
-
-    scores: list[float] = field(default_factory=list)
-    looks: list[Look] = field(default_factory=list)
-
-
 class Watch:
     """Follows one version of a model from decision to decision. Not thread-safe."""
 
-    def __init__(self, name: str, inspector: Inspector, *, block: int = BLOCK) -> None:
+    def __init__(self, name: str, inspector: Inspector, *, block: int = BLOCK, start: Reference | None = None) -> None:
         """Begin with what the model knows of good parts.
 
         Args:
             name: What it is served under.
             inspector: The version.
             block: Parts that are tested together.
+            start: The first parts it judged here, where they are known from an earlier run.
         """
         manifest = inspector.manifest
         calibration, zones = manifest.calibration, manifest.zones
@@ -153,8 +148,8 @@ class Watch:
         # fitted images are those of other models.
         comparable = calibration.scheme == "holdout" and not (zones and zones.judged)
         below = [score for score in calibration.image_scores if score < calibration.image_threshold]
-        self._fit = _Reference(below if comparable else [], list(Observer(inspector).golden))
-        self._start = _Reference()
+        self._fit = Reference(below if comparable else [], list(Observer(inspector).golden))
+        self.start = start or Reference()
         self._waiting: list[tuple[int, Decision]] = []
         self._latest: deque[bool] = deque(maxlen=_RATE_OF)
         self._blocks: deque[Block] = deque(maxlen=_BLOCKS_KEPT)
@@ -173,10 +168,10 @@ class Watch:
         found = self._test(waiting)
         self._blocks.append(found)
         # What differs from the fit is no reference: once mended, the line would differ from it for ever.
-        if len(self._start.scores) < N_START and not found.findings:
+        if not self.start.complete and not found.findings:
             decisions = [decision for _, decision in waiting]
-            self._start.scores += _passing(decisions)
-            self._start.looks += [each.look for each in decisions if each.verdict == "pass" and each.look is not None]
+            self.start.scores += _passing(decisions)
+            self.start.looks += [each.look for each in decisions if each.verdict == "pass" and each.look is not None]
         return found
 
     def state(self) -> State:
@@ -204,7 +199,7 @@ class Watch:
             reject_interval_95=rate_interval(rejects, of),
             promised=self.promised,
             level=self._level,
-            learning=max(0, N_START - len(self._start.scores)),
+            learning=max(0, N_START - len(self.start.scores)),
             blocks=tuple(self._blocks),
             words=self._words(causes, findings, since),
         )
@@ -218,12 +213,11 @@ class Watch:
         level = self._level / _TESTS
         passed = _passing(decisions)
         looks = [each.look for each in decisions if each.look is not None]
-        known = len(self._start.scores) >= N_START
         findings: list[Finding] = []
         p_scores = None
-        against: tuple[tuple[Since, _Reference], ...] = (("fit", self._fit), ("start", self._start))
+        against: tuple[tuple[Since, Reference], ...] = (("fit", self._fit), ("start", self.start))
         for since, reference in against:
-            if since == "start" and not known:
+            if since == "start" and not reference.complete:
                 continue
             p_value, finding = _test_scores(reference.scores, passed, level, since)
             p_scores = p_value if since == "fit" else p_scores
@@ -253,7 +247,10 @@ class Watch:
 
 
 class Drift:
-    """Follows every model of a station as long as it runs. Thread-safe."""
+    """Follows every model of a station as long as it runs. Thread-safe.
+
+    The first parts of a version are kept in DIR/drift/MODEL_ID.json: a long record is not read from its beginning.
+    """
 
     def __init__(self, station: Station) -> None:
         """Read the latest decisions, and hear of every further one."""
@@ -296,8 +293,15 @@ class Drift:
 
     def _take(self, recorded: Recorded) -> None:
         watch = self._watch(recorded.decision.model)
-        if watch is not None:
-            watch.add(recorded.number, recorded.decision)
+        if watch is None:
+            return
+        known = watch.start.complete
+        watch.add(recorded.number, recorded.decision)
+        if watch.start.complete and not known:
+            try:
+                watch.start.write(self._file(watch.model_id))
+            except OSError as error:  # it is known here; after a restart it would be learned anew
+                _log.warning("%s cannot be written: %s", error.filename, error.strerror)
 
     def _watch(self, name: str) -> Watch | None:
         if name not in self._station.models():
@@ -305,8 +309,16 @@ class Drift:
         inspector = self._station.line(name).inspector
         watch = self._watches.get(name)
         if watch is None or watch.model_id != inspector.model_id:
-            watch = self._watches[name] = Watch(name, inspector)
+            try:
+                start = Reference.read(self._file(inspector.model_id))
+            except (OSError, ValueError):  # not learned yet
+                start = None
+            watch = self._watches[name] = Watch(name, inspector, start=start)
         return watch
+
+    def _file(self, model_id: str) -> Path:
+        """Where the first parts that a version judged here are kept."""
+        return self._station.folder / "drift" / f"{model_id}.json"
 
 
 def _passing(decisions: Sequence[Decision]) -> list[float]:
