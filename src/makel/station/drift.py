@@ -249,7 +249,7 @@ class Watch:
 class Drift:
     """Follows every model of a station as long as it runs. Thread-safe.
 
-    The first parts of a version are kept in DIR/drift/MODEL_ID.json: a long record is not read from its beginning.
+    The first parts of a version are kept in DIR/drift/NAME-MODEL_ID.json: a long record is not read from its beginning.
     """
 
     def __init__(self, station: Station) -> None:
@@ -299,7 +299,7 @@ class Drift:
         watch.add(recorded.number, recorded.decision)
         if watch.start.complete and not known:
             try:
-                watch.start.write(self._file(watch.model_id))
+                watch.start.write(self._file(recorded.decision.model, watch.model_id))
             except OSError as error:  # it is known here; after a restart it would be learned anew
                 _log.warning("%s cannot be written: %s", error.filename, error.strerror)
 
@@ -310,15 +310,15 @@ class Drift:
         watch = self._watches.get(name)
         if watch is None or watch.model_id != inspector.model_id:
             try:
-                start = Reference.read(self._file(inspector.model_id))
+                start = Reference.read(self._file(name, inspector.model_id))
             except (OSError, ValueError):  # not learned yet
                 start = None
             watch = self._watches[name] = Watch(name, inspector, start=start)
         return watch
 
-    def _file(self, model_id: str) -> Path:
+    def _file(self, name: str, model_id: str) -> Path:
         """Where the first parts that a version judged here are kept."""
-        return self._station.folder / "drift" / f"{model_id}.json"
+        return self._station.folder / "drift" / f"{name}-{model_id}.json"
 
 
 def _passing(decisions: Sequence[Decision]) -> list[float]:
