@@ -1,9 +1,8 @@
-"""Parts that methods share: the skip autoencoder's network, and the Gaussian that learns how residuals usually look."""
+"""Parts that methods share: the skip autoencoder's network, projections and norms, and how a map becomes scores."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -168,130 +167,6 @@ class ChannelNorm(nn.Module):
         return (x - self.mean) / self.std
 
 
-class PositionGaussian(nn.Module):
-    """A Gaussian at every position of a feature level, learned from good images; its distance is an anomaly map.
-
-    The covariance at a position is shrunk towards the one pooled over all positions,
-    (1 - a) S_p + a S, plus a ridge. The weight a is the one under which good images left out of S_p and S are likeliest
-    (folds of the fitted images), so that few images lean on the pooled one and many on their own.
-
-    The sums that all of it needs are taken in one pass: `add` batches, then `solve`.
-
-    Args:
-        channels, side: The level's shape.
-
-    Attributes:
-        mean: (C, H, W) buffer.
-        whitener: (H*W, C, C) half-precision buffer, the inverse of the covariance's Cholesky factor.
-        shrinkage: () buffer, the weight chosen.
-    """
-
-    FOLDS = 4
-    SHRINKAGES = (0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
-    RIDGE = 0.01
-
-    mean: Tensor
-    whitener: Tensor
-    shrinkage: Tensor
-
-    def __init__(self, channels: int, side: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(channels, side, side))
-        self.register_buffer("whitener", torch.zeros(side * side, channels, channels, dtype=torch.float16))
-        self.register_buffer("shrinkage", torch.zeros(()))
-        self._count = [0] * self.FOLDS
-        self._sum: list[Tensor] = []
-        self._square: list[Tensor] = []
-
-    def add(self, x: Tensor, first: int) -> None:
-        """Add (N, C, H, W) features of good images; `first` counts the images added before, and picks their folds."""
-        if not self._sum:
-            positions, channels, _ = self.whitener.shape
-            self._sum = list(x.new_zeros(self.FOLDS, positions, channels))
-            self._square = list(x.new_zeros(self.FOLDS, positions, channels, channels))
-        by_position = x.flatten(2).permute(2, 0, 1)  # (HW, N, C)
-        for fold in range(self.FOLDS):
-            part = by_position[:, (fold - first) % self.FOLDS :: self.FOLDS]
-            self._count[fold] += part.shape[1]
-            self._sum[fold] += part.sum(1)
-            self._square[fold].baddbmm_(part.transpose(1, 2), part)
-
-    def solve(self) -> None:
-        """Choose the shrinkage and set the buffers from everything added."""
-        count, total, square = sum(self._count), torch.stack(self._sum).sum(0), torch.stack(self._square).sum(0)
-        best = self.SHRINKAGES[-1]
-        if count >= 2 * self.FOLDS:
-            losses = torch.zeros(len(self.SHRINKAGES), dtype=torch.float64)
-            for fold in range(self.FOLDS):
-                rest = count - self._count[fold]
-                mean, scatter = _moments(rest, total - self._sum[fold], square - self._square[fold])
-                out_mean, out_scatter = _moments(self._count[fold], self._sum[fold], self._square[fold])
-                gap = out_mean - mean
-                out_scatter += gap[:, :, None] * gap[:, None, :]
-                for index, weight in enumerate(self.SHRINKAGES):
-                    losses[index] += _negative_log_likelihood(self._shrink(scatter, weight), out_scatter)
-            best = self.SHRINKAGES[int(losses.argmin())]
-        mean, scatter = _moments(count, total, square)
-        factor = torch.linalg.cholesky(self._shrink(scatter, best))
-        eye = torch.eye(factor.shape[-1], device=factor.device).expand_as(factor)
-        self.whitener.copy_(torch.linalg.solve_triangular(factor, eye, upper=False))
-        self.mean.copy_(mean.T.reshape(self.mean.shape))
-        self.shrinkage.fill_(best)
-        self._sum, self._square, self._count = [], [], [0] * self.FOLDS
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Squared Mahalanobis distance a channel, (N, 1, H, W), of (N, C, H, W) features: near 1 for good ones."""
-        n, _, height, width = x.shape
-        centred = (x - self.mean).flatten(2).permute(2, 1, 0)  # (HW, C, N)
-        white = torch.bmm(self.whitener.float(), centred)  # (HW, C, N)
-        # x * x, since ONNX Runtime takes ten times as long for the Pow that square() becomes.
-        return (white * white).mean(1).T.reshape(n, 1, height, width)
-
-    def _shrink(self, scatter: Tensor, weight: float) -> Tensor:
-        pooled = scatter.mean(0)
-        ridge = self.RIDGE * pooled.diagonal().mean() * torch.eye(len(pooled), device=pooled.device)
-        return (1 - weight) * scatter + (weight * pooled + ridge)
-
-
-class SharedGaussian(PositionGaussian):
-    """One Gaussian for all positions of a level: tiles of a larger image stand anywhere, so positions mean nothing.
-
-    Args:
-        channels: The level's channels.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, side=1)
-
-    def add(self, x: Tensor, first: int) -> None:
-        """Add every position of (N, C, H, W) features as an image of its own."""
-        super().add(self._apart(x), first * x.shape[2] * x.shape[3])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As `PositionGaussian.forward`, at any H and W."""
-        n, _, height, width = x.shape
-        return super().forward(self._apart(x)).reshape(n, 1, height, width)
-
-    @staticmethod
-    def _apart(x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N*H*W, C, 1, 1)."""
-        return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1], 1, 1)
-
-
-def _moments(count: int, total: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (P, C) and covariance (P, C, C) from sums."""
-    mean = total / count
-    return mean, square / count - mean[:, :, None] * mean[:, None, :]
-
-
-def _negative_log_likelihood(covariance: Tensor, scatter: Tensor) -> float:
-    """Mean over positions of log det + trace of the scatter under the covariance, both (P, C, C)."""
-    factor = torch.linalg.cholesky(covariance)
-    log_det = 2 * factor.diagonal(dim1=1, dim2=2).log().sum(1)
-    trace = torch.cholesky_solve(scatter, factor).diagonal(dim1=1, dim2=2).sum(1)
-    return float((log_det + trace).mean())
-
-
 def top_mean(anomaly_map: Tensor, share: float, inspected: Inspected | None = None) -> Tensor:
     """(N,) mean of the highest `share` of each (N, 1, H, W) map; of its maximum where that is less than a position.
 
@@ -301,6 +176,36 @@ def top_mean(anomaly_map: Tensor, share: float, inspected: Inspected | None = No
     if inspected is not None:
         flat = flat[:, inspected.positions(anomaly_map.shape[-1])]
     return flat.topk(max(1, int(share * flat.shape[1])), 1).values.mean(1)
+
+
+def choose_coreset(points: Tensor, count: int, project: int = 128) -> Tensor:
+    """Greedy k-centre: the point farthest from the mean, then always the one farthest from all chosen.
+
+    Args:
+        points: (M, C).
+        count: How many to choose, M at most.
+        project: Distances are taken in this many channels after a random projection; 0 for in all.
+
+    Returns:
+        (count,) int64, different indices into `points`, in the order they were chosen.
+    """
+    flat = Projection(points.shape[1], project).to(points.device)(points[:, :, None, None]).flatten(1)
+    flat = flat - flat.mean(0)
+    squares = flat.square().sum(1)
+    index = squares.argmax()
+    farthest = torch.full_like(squares, torch.inf)
+    chosen = []
+    for _ in range(count):
+        chosen.append(index)
+        torch.minimum(farthest, squares - 2 * (flat @ flat[index]) + squares[index], out=farthest)
+        farthest[index] = -torch.inf  # never twice, not even among equal points
+        index = farthest.argmax()
+    return torch.stack(chosen)
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """(A, C) and (B, C) to (A, B), by one matrix product; rounding may leave a zero slightly negative."""
+    return x.square().sum(1, keepdim=True) - 2 * (x @ y.T) + y.square().sum(1)
 
 
 class FeatureGrid(nn.Module):
@@ -407,8 +312,9 @@ def finish_scores(
 def finish_level_scores(maps: Levels, size: int, top: float, inspected: Inspected | None = None) -> Scores[Tensor]:
     """What `finish_scores` gives, from one map a level.
 
-    The map is the harmonic mean of the levels' maps, high where every level is; the image score is the geometric mean
-    of their top means, to which each level gives its share whatever the others say.
+    The map is the harmonic mean of the levels' maps, high where every level is, and is brought to the input's size the
+    same way: its reciprocal is interpolated, so that a peak does not spread over half of each neighbouring cell. The
+    image score is `level_score`.
 
     Args:
         maps: (N, 1, h, w) of each level, finest first, not negative.
@@ -416,14 +322,21 @@ def finish_level_scores(maps: Levels, size: int, top: float, inspected: Inspecte
         top: Share of each level's map whose mean goes into the image score; 0 for the maximum of the full-size map.
         inspected: What the image score is taken from; None for everything.
     """
-    joined = finish_scores(_harmonic_mean(maps), size, top, inspected)
-    if len(maps) == 1 or not top:
-        return joined
+    if len(maps) == 1:
+        return finish_scores(maps[0], size, top, inspected)
+    reciprocal = F.interpolate(1 / harmonic_mean(maps), (size, size), mode="bilinear", align_corners=False)
+    joined = 1 / reciprocal
+    image = level_score(maps, top, inspected) if top else top_mean(joined, top, inspected)
+    return Scores(image=image, anomaly_map=joined)
+
+
+def level_score(maps: Levels, top: float, inspected: Inspected | None = None) -> Tensor:
+    """(N,) geometric mean over the levels of each map's top mean: a level gives its share whatever the others say."""
     tops = torch.stack([top_mean(each, top, inspected) for each in maps])
-    return replace(joined, image=tops.clamp_min(LEAST).log().mean(0).exp())
+    return tops.clamp_min(LEAST).log().mean(0).exp()
 
 
-def _harmonic_mean(maps: Levels) -> Tensor:
+def harmonic_mean(maps: Levels) -> Tensor:
     """(N, 1, h, w) at the finest side; the map itself where there is only one."""
     if len(maps) == 1:
         return maps[0]

@@ -33,9 +33,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from makel.methods.layers import FeatureGrid, Projection, finish_scores, standardise
+from makel.methods.layers import FeatureGrid, choose_coreset, finish_scores, squared_distances, standardise
 from makel.training.backbones import Backbone
-from makel.training.detector import Batches, Detector, DetectorConfig, Features
+from makel.training.detector import Batches, Detector, DetectorConfig, Features, Implanted
 from makel.types import Scores
 
 
@@ -112,7 +112,7 @@ class Nearest(Detector):
             self.grid.add(features)
         self.grid.solve()
 
-    def finish(self, good: Batches) -> None:
+    def finish(self, good: Batches, implanted: Implanted | None = None) -> None:
         """The bank."""
         positions = self.grid.side**2
         total = positions * sum(len(features[0]) for features in good)
@@ -126,51 +126,21 @@ class Nearest(Detector):
         candidates = torch.cat(parts)
         count = min(ceil(self.config.share * total), self.config.bank, len(candidates))
         self.bank = candidates[choose_coreset(candidates, count)]
-        super().finish(good)
+        super().finish(good, implanted)
 
     def score(self, features: Features) -> Scores[Tensor]:
         """The distance to the nearest vector of the bank."""
         x = self.grid(features)
         rows = _rows(x)
         parts = torch.split(self.bank, self.config.chunk)
-        nearest = torch.stack([_squared_distances(rows, part).amin(1) for part in parts])  # (parts, N * H * W)
+        nearest = torch.stack([squared_distances(rows, part).amin(1) for part in parts])  # (parts, N * H * W)
         anomaly_map = nearest.amin(0).clamp_min(0).sqrt().reshape(-1, 1, *x.shape[2:])
         return finish_scores(anomaly_map, self.config.size, self.config.top, self.inspected)
-
-
-def choose_coreset(points: Tensor, count: int, project: int = 128) -> Tensor:
-    """Greedy k-centre: the point farthest from the mean, then always the one farthest from all chosen.
-
-    Args:
-        points: (M, C).
-        count: How many to choose, M at most.
-        project: Distances are taken in this many channels after a random projection; 0 for in all.
-
-    Returns:
-        (count,) int64, different indices into `points`, in the order they were chosen.
-    """
-    flat = Projection(points.shape[1], project).to(points.device)(points[:, :, None, None]).flatten(1)
-    flat = flat - flat.mean(0)
-    squares = flat.square().sum(1)
-    index = squares.argmax()
-    farthest = torch.full_like(squares, torch.inf)
-    chosen = []
-    for _ in range(count):
-        chosen.append(index)
-        torch.minimum(farthest, squares - 2 * (flat @ flat[index]) + squares[index], out=farthest)
-        farthest[index] = -torch.inf  # never twice, not even among equal points
-        index = farthest.argmax()
-    return torch.stack(chosen)
 
 
 def _rows(x: Tensor) -> Tensor:
     """(N, C, H, W) to (N * H * W, C)."""
     return x.permute(0, 2, 3, 1).flatten(0, 2)
-
-
-def _squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """(A, C) and (B, C) to (A, B), by one matrix product; rounding may leave a zero slightly negative."""
-    return x.square().sum(1, keepdim=True) - 2 * (x @ y.T) + y.square().sum(1)
 
 
 def _resize_before_load(detector: Nearest, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

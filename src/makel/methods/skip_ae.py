@@ -30,18 +30,23 @@ The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmark
 12. A narrow autoencoder, and only the deeper of its skips, compressed by a 1x1 convolution: what flows past the code
     reconstructs defects too.
 13. AdamW with a one-cycle schedule, for 100 updates: trained longer it reconstructs defects better, not good parts.
-14. The residual is not summed as it is, but measured against how residuals of good images vary at its position: a
-    Mahalanobis distance (`layers.PositionGaussian`). Equation 2 is the case of a unit covariance.
+14. The residual is not summed as it is, but measured against the residuals of good images, in one of two ways: a
+    Mahalanobis distance at its position (`residual_layers.PositionGaussian`), of which equation 2 is the case of a unit
+    covariance; or the distance to the most similar one anywhere (`residual_layers.NearestResidual`), for products that
+    lie in another place in every image.
 15. The map is the harmonic mean of the levels' maps: a position counts as far off where every level says so, which
     keeps the coarse levels from smearing it. The image score is the geometric mean over the levels of the mean of
     each one's highest 1 %: small defects show at the fine levels and large ones at the coarse.
+16. Which way, and which two of the three levels, is chosen for the product, without labels: by how well each tells
+    good images left out of it from the same with a made-up defect (`residual_layers.separation`,
+    `makel.training.implants`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
+from itertools import pairwise, product
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -51,16 +56,22 @@ from torch import Tensor, nn
 from makel.errors import UsageError
 from makel.methods.layers import (
     ChannelNorm,
-    PositionGaussian,
     Projection,
-    SharedGaussian,
     SkipAutoencoder,
     finish_level_scores,
     standardise,
     to_side,
 )
+from makel.methods.residual_layers import (
+    FOLDS,
+    NearestResidual,
+    PositionGaussian,
+    Reading,
+    SharedGaussian,
+    separation,
+)
 from makel.training.backbones import Backbone
-from makel.training.detector import Batches, Detector, DetectorConfig, Features
+from makel.training.detector import Batches, Detector, DetectorConfig, Features, Implanted
 from makel.types import Scores
 
 
@@ -77,8 +88,11 @@ class Config(DetectorConfig):
             out the first.
         widths: Channels of the encoder stages.
         skips: Channels of the skips, fine to deep: 0 for none, -1 for uncompressed.
-        residual: "whitened" (deviation 14) or "l2" (equation 2).
-        shared_position: Whiten with one Gaussian a level instead of one a position: for tiles, which stand anywhere.
+        residual: How the residual is read (deviation 14): "gaussian", "nearest", "auto" for the better of both
+            (deviation 16), or "l2" for equation 2.
+        read: The levels that are read, finest is 0; empty for those that "auto" chooses, or for all.
+        shared_position: One Gaussian a level instead of one a position: for tiles, which stand anywhere.
+        bank: Residuals of good images that "nearest" remembers at most, a level.
         top: Share of each level's map whose mean goes into the image score; 0 for the map's maximum.
         learning_rate: Peak learning rate.
         schedule: "onecycle" with AdamW, or "constant" with Adam.
@@ -93,8 +107,10 @@ class Config(DetectorConfig):
     join: bool = True
     widths: tuple[int, ...] = (32, 48, 64)
     skips: tuple[int, ...] = (0, 16)
-    residual: Literal["whitened", "l2"] = "whitened"
+    residual: Literal["auto", "gaussian", "nearest", "l2"] = "auto"
+    read: tuple[int, ...] = ()
     shared_position: bool = False
+    bank: int = 2048
     top: float = 0.01
     learning_rate: float = 3e-3
     schedule: Literal["onecycle", "constant"] = "onecycle"
@@ -125,10 +141,10 @@ class SkipAE(Detector):
     """The detector. Its levels are the backbone's blocks, or one concatenation of them (`config.grid`)."""
 
     config_class = Config
+    chooses = True
     config: Config
     backbone: Backbone
     norms: Sequence[ChannelNorm]
-    gaussians: Sequence[PositionGaussian]
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
@@ -151,12 +167,19 @@ class SkipAE(Detector):
         self.autoencoder = SkipAutoencoder(
             channels, [(sides[0] // side).bit_length() - 1 for side in sides[1:]], config.widths, config.skips
         )
-        # Made only where they are used: those of the paper's 1792 channels on 64x64 would take 26 GB.
-        shapes = zip(channels, sides, strict=True) if config.residual == "whitened" else ()
-        gaussians = nn.ModuleList(
-            SharedGaussian(c) if config.shared_position else PositionGaussian(c, side) for c, side in shapes
-        )
-        self.gaussians = cast("Sequence[PositionGaussian]", gaussians)
+        self._shapes = list(zip(channels, sides, strict=True))
+        if any(not 0 <= level < len(sides) for level in config.read):
+            raise UsageError(f"read={config.read} names levels that are not there: there are 0 to {len(sides) - 1}")
+        self.readings = nn.ModuleDict()
+        self._settled = config
+        if config.residual in ("gaussian", "nearest"):
+            self._settle(config.residual, config.read or tuple(range(len(sides))))
+        self.register_load_state_dict_pre_hook(_settle_before_load)  # type: ignore[no-untyped-call]
+
+    @property
+    def settled(self) -> Config:
+        """The settings with the reading and the levels that `finish` chose."""
+        return self._settled
 
     def extract(self, image: Tensor) -> Features:
         """One (N, C, H, W) level a block, projected where it is wide."""
@@ -187,17 +210,11 @@ class SkipAE(Detector):
         loss = torch.stack(losses).mean()
         yield "autoencoder", loss, {"loss": loss}
 
-    def finish(self, good: Batches) -> None:
-        """How the residuals of good images vary at every position."""
-        if self.gaussians:
-            count = 0
-            for features in good:
-                for gaussian, residual in zip(self.gaussians, self.residuals(features), strict=True):
-                    gaussian.add(residual, count)
-                count += len(features[0])
-            for gaussian in self.gaussians:
-                gaussian.solve()
-        super().finish(good)
+    def finish(self, good: Batches, implanted: Implanted | None = None) -> None:
+        """How the residuals of good images look, and which way and levels to read them by."""
+        if self.config.residual != "l2":
+            self._read(good, implanted)
+        super().finish(good, implanted)
 
     def residuals(self, features: Features) -> list[Tensor]:
         """FE(x) - AE(FE(x)) of every level, each (N, C, H, W)."""
@@ -207,8 +224,8 @@ class SkipAE(Detector):
     def score(self, features: Features) -> Scores[Tensor]:
         """Equation 2, or its whitened form, over all levels."""
         residuals = self.residuals(features)
-        if self.gaussians:
-            maps = [gaussian(residual) for gaussian, residual in zip(self.gaussians, residuals, strict=True)]
+        if self.readings:
+            maps = [reading(residuals[int(level)]) for level, reading in self.readings.items()]
         else:
             maps = [residual.square().sum(1, keepdim=True).sqrt() for residual in residuals]
         return finish_level_scores(maps, self.config.size, self.config.top, self.inspected)
@@ -224,3 +241,87 @@ class SkipAE(Detector):
             pairs = pairwise(features)
             return [torch.cat([to_side(fine, coarse.shape[-1]), coarse], 1) for fine, coarse in pairs]
         return list(features)
+
+    def _settle(self, name: str, levels: tuple[int, ...]) -> None:
+        """Read these levels by this reading from now on."""
+        self._settled = replace(self.config, residual=cast("Any", name), read=levels)
+        self.readings = nn.ModuleDict({str(level): self._reading(name, level) for level in levels})
+
+    def _reading(self, name: str, level: int) -> Reading:
+        channels, side = self._shapes[level]
+        if name == "nearest":
+            return NearestResidual(channels, self.config.bank)
+        return SharedGaussian(channels) if self.config.shared_position else PositionGaussian(channels, side)
+
+    def _read(self, good: Batches, implanted: Implanted | None) -> None:
+        device = next(self.parameters()).device
+        levels = range(len(self._shapes))
+        choose = self.config.residual == "auto" and implanted is not None and len(set(implanted.sources)) >= 2 * FOLDS
+        names = ("gaussian", "nearest") if choose else (self._default,)
+        readings = {
+            (name, level): self._reading(name, level).to(device)
+            for name, level in product(names, self.config.read or levels)
+        }
+        sources = set(implanted.sources) if implanted and choose else set()
+        clean: dict[int, list[Tensor]] = {}
+        count = 0
+        for features in good:
+            residuals = self.residuals(features)
+            for (_, level), reading in readings.items():
+                reading.add(residuals[level], count)
+            here = sources & set(range(count, count + len(features[0])))
+            clean |= {source: [each[source - count] for each in residuals] for source in here}
+            count += len(features[0])
+        name, chosen = self._default, tuple(self.config.read or levels)
+        if implanted and choose:
+            name, chosen = self._choose(readings, clean, implanted)
+        self._settled = replace(self.config, residual=cast("Any", name), read=chosen)
+        self.readings = nn.ModuleDict({str(level): readings[name, level] for level in chosen})
+        for reading in cast("Sequence[Reading]", self.readings.values()):
+            reading.solve()
+            reading.release()
+
+    @property
+    def _default(self) -> str:
+        return "gaussian" if self.config.residual == "auto" else self.config.residual
+
+    def _choose(
+        self, readings: dict[tuple[str, int], Reading], clean: dict[int, list[Tensor]], implanted: Implanted
+    ) -> tuple[str, tuple[int, ...]]:
+        """Reading and levels that tell implanted defects best, every image judged without its own fold."""
+        parts = [self.residuals(features) for features in implanted.features]
+        changed = [torch.cat(level) for level in zip(*parts, strict=True)]
+        maps: dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]] = {key: ([], []) for key in readings}
+        order: list[int] = []
+        for fold in range(FOLDS):
+            good = [source for source in clean if source % FOLDS == fold]
+            bad = [index for index, source in enumerate(implanted.sources) if source % FOLDS == fold]
+            order += bad
+            for (name, level), reading in readings.items():
+                reading.solve(without=fold)
+                for into, residuals in zip(
+                    maps[name, level], (torch.stack([clean[g][level] for g in good]), changed[level][bad]), strict=True
+                ):
+                    into.append(reading(residuals))
+        coverage = implanted.masks[order].to(changed[0].device).float()
+        levels = sorted({level for _, level in readings})
+        length = max(min(2, len(levels)), len(levels) - 1)
+        runs = [tuple(levels[start : start + length]) for start in range(len(levels) - length + 1)]
+
+        def worth(candidate: tuple[str, tuple[int, ...]]) -> float:
+            name, run = candidate
+            good, bad = ([torch.cat(maps[name, level][side]) for level in run] for side in (0, 1))
+            return separation(good, bad, coverage, self.config.top)
+
+        candidates = [(name, run) for name in dict.fromkeys(name for name, _ in readings) for run in runs]
+        return max(candidates, key=worth)
+
+
+def _settle_before_load(detector: SkipAE, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Make the readings of a state, which a fit may have chosen."""
+    start = f"{prefix}readings."
+    kinds = {key.removeprefix(start).split(".")[0]: "gaussian" for key in state if key.startswith(start)}
+    kinds |= {level: "nearest" for level in kinds if f"{start}{level}.bank" in state}
+    for name in set(kinds.values()):
+        detector._settle(name, tuple(sorted(map(int, kinds))))
+        detector.readings.to(next(detector.parameters()).device)

@@ -36,6 +36,21 @@ Batches = Iterable[Features]
 """A re-iterable of feature batches, in a fixed order: iterate as often as needed."""
 
 
+@dataclass(frozen=True)
+class Implanted:
+    """Good images with a made-up defect in each, see `makel.training.implants`.
+
+    Attributes:
+        features: Their features.
+        sources: Which good image each was, counted in the order of the good images' batches.
+        masks: (M, 1, S, S) bool at the input's size, where the defects are.
+    """
+
+    features: Batches
+    sources: tuple[int, ...]
+    masks: Tensor
+
+
 @dataclass(frozen=True, kw_only=True)
 class DetectorConfig:
     """Settings every method has. A method's own `Config` extends it; `presets` names its settings by preset, and
@@ -90,6 +105,7 @@ class Detector(nn.Module, ABC):
 
     Attributes:
         config_class: The type of `config`; its presets are the method's.
+        chooses: Whether `finish` chooses between ways to read features, and needs implanted defects for that.
         exports: Whether it becomes an ONNX file. One that needs gradients to score cannot: it is run in PyTorch, and
             its model folder says so.
         config: The frozen settings.
@@ -99,6 +115,7 @@ class Detector(nn.Module, ABC):
     """
 
     config_class: ClassVar[type[DetectorConfig]] = DetectorConfig
+    chooses: ClassVar[bool] = False
     exports: ClassVar[bool] = True
 
     def __init__(self, config: DetectorConfig, backbone: Backbone | None = None) -> None:
@@ -141,8 +158,13 @@ class Detector(nn.Module, ABC):
         """
         return ()
 
-    def finish(self, good: Batches) -> None:
-        """Take what scoring needs from the good images after training. An override calls this one last."""
+    def finish(self, good: Batches, implanted: Implanted | None = None) -> None:
+        """Take what scoring needs from the good images after training. An override calls this one last.
+
+        Args:
+            good: The good images.
+            implanted: Some of them with a defect, for a method that `chooses`; None for it to take its default.
+        """
         self.fitted.fill_(True)  # type: ignore[operator]
 
     @abstractmethod
@@ -183,6 +205,11 @@ class Detector(nn.Module, ABC):
         """
         if not self.fitted:
             raise TrainingError(f"{type(self).__name__} is not fitted: train it or load a fitted state first")
+
+    @property
+    def settled(self) -> DetectorConfig:
+        """`config` with everything that `finish` chose: a detector of these settings chooses nothing."""
+        return self.config
 
     @property
     def frozen(self) -> Sequence[nn.Module]:

@@ -52,6 +52,7 @@ from makel.training import backbones, latency
 from makel.training.detector import Detector, DetectorConfig
 from makel.training.export import check_parity, export_onnx, torch_scores
 from makel.training.features import Extraction, Progress, extract, extract_shared
+from makel.training.implants import implant_all
 from makel.training.loop import Checkpoint, train
 from makel.training.tiles import TilePlan
 from makel.training.torch_session import TorchSession
@@ -315,13 +316,22 @@ def fit(
         with watch.stage("training"):
             key = _key(method, config, tiling, seed, to_fit, given_zones)
             checkpoint = Checkpoint(work / "checkpoint.pt", key)
+            implanted = None
+            if detector.chooses:
+                implanted = implant_all(detector, extraction, preparation, tiles=tiles, seed=seed, device=where)
             history = train(
-                detector, extraction.cache, seed=seed, progress=progress, checkpoint=checkpoint, resume=resume
+                detector,
+                extraction.cache,
+                seed=seed,
+                progress=progress,
+                implanted=implanted,
+                checkpoint=checkpoint,
+                resume=resume,
             )
         with watch.stage("export", progress):
             # Not `save_file`, which leaves a file that only its owner can read.
             (stage / WEIGHTS_NAME).write_bytes(save(_contiguous(detector.learned_state())))
-            method_section = Method(name=method, preset=preset, config=asdict(config))
+            method_section = Method(name=method, preset=preset, config=asdict(detector.settled))
             backbone_section = Backbone(**detector.backbone.to_json()) if detector.backbone else None
             session = open_written(detector, method_section, backbone_section, stage, layout)
         with watch.stage("calibration", progress):
@@ -333,7 +343,7 @@ def fit(
             if calibrate == "cross":
                 scores, peaks = cross_scores(
                     detector_class,
-                    config,
+                    detector.settled,
                     extraction,
                     to_fit,
                     seed,

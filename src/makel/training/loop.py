@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from makel.errors import TrainingError
-from makel.training.detector import Detector
+from makel.training.detector import Detector, Implanted
 from makel.training.features import FeatureCache, Progress
 
 SAVE_EVERY_S = 5.0
@@ -84,6 +84,7 @@ def train(
     *,
     seed: int,
     progress: Progress,
+    implanted: Implanted | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
 ) -> History:
@@ -97,6 +98,7 @@ def train(
         cache: Features of the good images.
         seed: Seed of everything random.
         progress: Called after every epoch.
+        implanted: Some of the good images with a defect, for a detector that chooses.
         checkpoint: Where to keep the state for `resume`.
         resume: Go on from the checkpoint, if there is one.
 
@@ -132,7 +134,7 @@ def train(
             saved = time.monotonic()
     detector.eval()
     with torch.no_grad():
-        detector.finish(cache)
+        detector.finish(cache, implanted)
     return history
 
 
