@@ -211,11 +211,11 @@ def test_builds_from_a_file_given_by_hand(tmp_path):
     torch.save(full.state_dict(), tmp_path / "mine.pth")
     backbone = build("mobilenet_v3_small", (1, 3), weights=tmp_path / "mine.pth")
     assert backbone.source == "file"
-    assert torch.equal(backbone.network.conv_stem.weight, full.conv_stem.weight)
+    assert not any(isinstance(layer, torch.nn.BatchNorm2d) for layer in backbone.modules())  # all folded
     reference = full.eval().forward_intermediates(torch.full((1, 3, 64, 64), 0.5), intermediates_only=True)
     ours = backbone(torch.full((1, 3, 64, 64), 0.5) * backbone.std + backbone.mean)
-    torch.testing.assert_close(ours[0], reference[1], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(ours[1], reference[3], rtol=1e-4, atol=1e-5)
+    for out, expected in ((ours[0], reference[1]), (ours[1], reference[3])):  # but for weights in half precision
+        assert (out - expected).norm() < 5e-3 * expected.norm()
 
 
 def test_recognises_what_two_photographs_show(photographs):

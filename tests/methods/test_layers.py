@@ -6,9 +6,7 @@ from sklearn.preprocessing import StandardScaler
 from makel.methods.layers import (
     ChannelNorm,
     Moments,
-    PositionGaussian,
     Projection,
-    SharedGaussian,
     SkipAutoencoder,
     finish_level_scores,
     finish_scores,
@@ -86,47 +84,6 @@ def test_moments_and_principal_axes_are_numpys():
     assert principal_axes(torch.diag(torch.tensor([1.0, 6.0, 3.0])), 0.6).shape == (3, 2)
 
 
-def test_position_gaussian_is_the_mahalanobis_distance_at_its_position():
-    x = torch.randn(7, 3, 2, 2) * torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
-    gaussian = PositionGaussian(3, 2)
-    gaussian.add(x[:4], 0)
-    gaussian.add(x[4:], 4)
-    gaussian.solve()
-    # Seven images are too few to choose a shrinkage by: one covariance for all positions, each with its own mean.
-    assert gaussian.shrinkage == 1
-    values = x.double().numpy()
-    centred = values - values.mean(0)
-    covariance = np.mean([np.cov(values[:, :, i, j].T, bias=True) for i in (0, 1) for j in (0, 1)], axis=0)
-    covariance += 0.01 * np.diag(covariance).mean() * np.eye(3)
-    expected = np.einsum("ncij,cd,ndij->nij", centred, np.linalg.inv(covariance), centred) / 3
-    np.testing.assert_allclose(gaussian(x)[:, 0], expected, rtol=5e-3)  # the factor is kept in half precision
-
-
-def test_many_images_rely_on_their_own_positions():
-    spread = torch.tensor([[0.1, 1.0], [3.0, 10.0]])
-    gaussian = PositionGaussian(2, 2)
-    gaussian.add(torch.randn(400, 2, 2, 2) * spread, 0)
-    gaussian.solve()
-    assert gaussian.shrinkage < 0.5
-    far = gaussian(torch.ones(1, 2, 2, 2))[0, 0]
-    assert far[0, 0] > far[0, 1] > far[1, 0] > far[1, 1]
-
-
-def test_a_shared_gaussian_knows_no_positions():
-    x = torch.randn(5, 3, 4, 2) * torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
-    gaussian = SharedGaussian(3)
-    gaussian.add(x[:3], 0)
-    gaussian.add(x[3:], 3)
-    gaussian.solve()
-    rows = x.permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
-    covariance = np.cov(rows.T, bias=True)
-    covariance += 0.01 * np.diag(covariance).mean() * np.eye(3)
-    centred = rows - rows.mean(0)
-    expected = np.einsum("nc,cd,nd->n", centred, np.linalg.inv(covariance), centred) / 3
-    np.testing.assert_allclose(gaussian(x).flatten(), expected, rtol=5e-3)
-    np.testing.assert_allclose(gaussian(x.flip(2)), gaussian(x).flip(2), rtol=1e-5)
-
-
 def test_top_mean_is_the_mean_of_the_highest():
     maps = torch.rand(3, 1, 5, 8)
     expected = np.sort(maps.flatten(1).numpy(), axis=1)
@@ -140,6 +97,16 @@ def test_the_image_score_is_of_the_grid_or_the_maximum_of_the_full_map():
     assert of_top.anomaly_map.shape == (2, 1, 16, 16)
     assert torch.equal(of_top.image, top_mean(grid, 0.25))
     assert torch.equal(of_all.image, of_all.anomaly_map.amax((1, 2, 3)))
+
+
+def test_several_levels_are_joined_and_enlarged_by_their_reciprocals():
+    fine, coarse = torch.rand(2, 1, 4, 4) + 0.1, torch.rand(2, 1, 2, 2) + 0.1
+    scores = finish_level_scores([fine, coarse], 8, 0.25)
+    reciprocal = (1 / fine + 1 / to_side(coarse, 4)) / 2
+    enlarged = 1 / torch.nn.functional.interpolate(reciprocal, (8, 8), mode="bilinear")
+    torch.testing.assert_close(scores.anomaly_map, enlarged)
+    torch.testing.assert_close(scores.image, (top_mean(fine, 0.25) * top_mean(coarse, 0.25)).sqrt())
+    assert torch.equal(finish_level_scores([fine, coarse], 8, 0).image, scores.anomaly_map.amax((1, 2, 3)))
 
 
 def test_the_skip_autoencoder_of_the_paper_has_49_million_weights():
@@ -180,19 +147,6 @@ def test_a_skip_of_zero_channels_carries_nothing():
         network.up[1].bias.data.zero_()
     assert torch.equal(without([x])[0], without([torch.randn(1, 5, 8, 8)])[0])
     assert not torch.equal(with_skip([x])[0], with_skip([torch.randn(1, 5, 8, 8)])[0])
-
-
-@pytest.mark.parametrize("batch", [1, 3, 8])
-def test_how_images_are_batched_does_not_change_the_gaussian(batch):
-    x = torch.randn(22, 3, 2, 2) * torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
-    whole, parts = PositionGaussian(3, 2), PositionGaussian(3, 2)
-    whole.add(x, 0)
-    for first in range(0, 22, batch):
-        parts.add(x[first : first + batch], first)
-    whole.solve()
-    parts.solve()
-    assert parts.shrinkage == whole.shrinkage
-    torch.testing.assert_close(parts(x), whole(x), rtol=2e-3, atol=2e-3)
 
 
 def test_the_image_score_is_taken_from_what_is_inspected():

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from makel.errors import UsageError
 from makel.methods.skip_ae import Config, SkipAE
 from makel.training import loop
+from makel.training.detector import Implanted
 
 CHANNELS, STRIDES = (2, 3, 5), (4, 8, 16)
 TINY_PAPER = {"size": 32, "grid": 8, "widths": (4, 4), "skips": (-1,)}
@@ -50,7 +51,7 @@ def test_paper_is_the_papers_setting():
 
 
 def test_the_paper_preset_adds_no_gaussian_and_no_scale(paper, levels):
-    assert not len(paper.gaussians)
+    assert not len(paper.readings)
     assert not len(paper.norms)
     assert all(not projection.active for projection in paper.projections)
     assert isinstance(paper.optimizers(1)["autoencoder"][0], torch.optim.Adam)
@@ -157,10 +158,11 @@ def test_the_learning_rate_peaks_and_ends_near_zero(shaped_backbone):
 def test_whitened_with_a_unit_covariance_is_equation_2_squared_a_channel(shaped_backbone):
     backbone = shaped_backbone((3,), (1,))
     settings = {"size": 8, "blocks": (1,), "widths": (4, 4), "skips": (-1,), "normalise": False, "top": 0.0}
-    whitened, plain = SkipAE(Config(**settings), backbone), SkipAE(Config(**settings, residual="l2"), backbone)
+    whitened, plain = (SkipAE(Config(**settings, residual=name), backbone) for name in ("gaussian", "l2"))
     for detector in (whitened, plain):
         reconstruct_constant(detector.eval(), 0.5)
-    whitened.gaussians[0].whitener.copy_(torch.eye(3).expand(64, 3, 3))
+    rows, columns = torch.tril_indices(3, 3)
+    whitened.readings["0"].whitener.copy_((rows == columns).half().expand(64, 6))
     features = (torch.rand(2, 3, 8, 8),)
     with torch.no_grad():
         torch.testing.assert_close(3 * whitened.score(features).image, plain.score(features).image.square())
@@ -177,6 +179,55 @@ def test_tiles_share_one_gaussian_a_level(shaped_backbone, as_cache):
     detector = SkipAE(Config(**settings), shaped_backbone((3, 5), (1, 2)))
     cache, seen = as_cache(torch.randn(12, 3, 16, 16), torch.randn(12, 5, 8, 8))
     train(detector, cache)
-    assert [tuple(gaussian.mean.shape) for gaussian in detector.gaussians] == [(8, 1, 1)]
+    assert [tuple(gaussian.mean.shape) for gaussian in detector.readings.values()] == [(8, 1, 1)]
     with torch.no_grad():
         assert detector.score(seen).anomaly_map.mean() == pytest.approx(1, abs=0.2)  # of good ones, whitened
+
+
+OBJECT = torch.tensor([2.0, -1.0, 1.0])[:, None, None]
+
+
+def product_of(kind, n, generator):
+    """Levels of an object that lies at the same place in every image, or anywhere."""
+    x = 0.1 * torch.randn(n, 3, 16, 16, generator=generator)
+    for index in range(n):
+        row, column = (4, 4) if kind == "fixed" else torch.randint(0, 11, (2,), generator=generator).tolist()
+        x[index, :, row : row + 6, column : column + 6] += OBJECT
+    return x, torch.nn.functional.avg_pool2d(x, 2), torch.nn.functional.avg_pool2d(x, 4)
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("fixed", "gaussian"), ("anywhere", "nearest")])
+def test_the_reading_is_chosen_by_what_finds_implanted_defects(shaped_backbone, as_cache, kind, expected):
+    generator = torch.Generator().manual_seed(3)
+    levels = product_of(kind, 48, generator)
+    masks = torch.zeros(48, 1, 16, 16, dtype=torch.bool)
+    changed = [level.clone() for level in levels]
+    for index in range(48):
+        row, column = torch.randint(0, 13, (2,), generator=generator).tolist()
+        masks[index, :, row : row + 3, column : column + 3] = True
+        # In place: the object's own surface where it does not belong. Anywhere: a surface that is nowhere good.
+        changed[0][index, :, row : row + 3, column : column + 3] = (1.0 if kind == "fixed" else 0.5) * OBJECT
+    changed[1:] = [torch.nn.functional.avg_pool2d(changed[0], side) for side in (2, 4)]
+    settings = {"size": 16, "blocks": (1, 2, 3), "widths": (4, 4), "skips": (0,), "epochs": 1, "join": False}
+    detector = SkipAE(Config(**settings), shaped_backbone((3, 3, 3), (1, 2, 4)))
+    cache, _ = as_cache(*levels)
+    bad, seen = as_cache(*changed)
+    loop.train(detector, cache, seed=0, progress=lambda *_: None, implanted=Implanted(bad, tuple(range(48)), masks))
+    assert detector.settled.residual == expected
+    assert len(detector.settled.read) == 2
+    again = SkipAE(detector.settled, shaped_backbone((3, 3, 3), (1, 2, 4)))
+    again.load_state_dict(detector.state_dict())
+    with torch.no_grad():
+        assert torch.equal(again.eval().score(seen).image, detector.score(seen).image)
+
+
+def test_without_implanted_defects_every_level_is_read_by_gaussians(shaped_backbone, as_cache):
+    settings = {"size": 16, "blocks": (1, 2), "widths": (4, 4), "skips": (0,), "epochs": 1, "join": False}
+    detector = SkipAE(Config(**settings), shaped_backbone((3, 5), (1, 2)))
+    train(detector, as_cache(torch.randn(12, 3, 16, 16), torch.randn(12, 5, 8, 8))[0])
+    assert (detector.settled.residual, detector.settled.read) == ("gaussian", (0, 1))
+
+
+def test_levels_that_are_not_there_are_refused(shaped_backbone):
+    with pytest.raises(UsageError, match=r"read=\(0, 2\) names levels that are not there: there are 0 to 1"):
+        SkipAE(Config(size=32, read=(0, 2), widths=(4,), skips=()), shaped_backbone(CHANNELS, STRIDES))

@@ -216,6 +216,10 @@ class SkipAE(Detector):
             self._read(good, implanted)
         super().finish(good, implanted)
 
+    def trained_state(self) -> dict[str, Tensor]:
+        """The autoencoder and the channels' scales, without the readings, which are many times larger."""
+        return {key: value for key, value in self.learned_state().items() if not key.startswith("readings.")}
+
     def residuals(self, features: Features) -> list[Tensor]:
         """FE(x) - AE(FE(x)) of every level, each (N, C, H, W)."""
         levels = self._levels(features)

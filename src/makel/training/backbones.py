@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from makel.errors import UsageError, WeightsError
 from makel.training.facts import VGG19_DFR, BackboneFacts, facts_of
@@ -151,7 +153,7 @@ def build(name: str, blocks: Sequence[int], *, weights: Path | None = None) -> B
             f"{found.path} gives no value for {', '.join(missing[:3])} of {facts.name}: choose another backbone"
         )
     return Backbone(
-        network,
+        _settle(network),
         name=name if dense else facts.name,
         blocks=sorted(blocks),
         channels=channels,
@@ -161,6 +163,32 @@ def build(name: str, blocks: Sequence[int], *, weights: Path | None = None) -> B
         source=found.source,
         weights_sha256=found.sha256,
     )
+
+
+def _settle(network: nn.Module) -> nn.Module:
+    """A network that will never be trained, in the form in which it is fastest and smallest.
+
+    Every BatchNorm is folded into the convolution before it. Weights are rounded to half precision, in which a model
+    folder stores them: rounded here, before anything is learned from the features, they are the same in both. Laid out
+    with channels last they make PyTorch's convolutions on a CPU two to three times as fast.
+    """
+    fold_batch_norm(network.eval())
+    with torch.no_grad():
+        for layer in network.modules():
+            if isinstance(layer, nn.Conv2d):
+                layer.weight.copy_(layer.weight.half().float())
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def fold_batch_norm(network: nn.Module) -> None:
+    """Fold every BatchNorm that directly follows a convolution into it, in place; the activation some have stays."""
+    children = list(network.named_children())
+    for (conv_name, conv), (norm_name, norm) in pairwise(children):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            setattr(network, conv_name, fuse_conv_bn_eval(conv, norm))
+            setattr(network, norm_name, getattr(norm, "act", nn.Identity()))
+    for _, child in children:
+        fold_batch_norm(child)
 
 
 def architecture(facts: BackboneFacts, blocks: Sequence[int]) -> tuple[nn.Module, tuple[int, ...], tuple[int, ...]]:

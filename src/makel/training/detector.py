@@ -222,6 +222,10 @@ class Detector(nn.Module, ABC):
         state = self.state_dict(keep_vars=True)
         return {key: value.detach() for key, value in state.items() if id(value) not in frozen}
 
+    def trained_state(self) -> dict[str, Tensor]:
+        """What a model folder keeps beside `model.onnx`: the learned state, or where that is large what was trained."""
+        return self.learned_state()
+
     def train(self, mode: bool = True) -> Self:
         """Set training mode on everything but the frozen modules."""
         super().train(mode)

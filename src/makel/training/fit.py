@@ -330,7 +330,7 @@ def fit(
             )
         with watch.stage("export", progress):
             # Not `save_file`, which leaves a file that only its owner can read.
-            (stage / WEIGHTS_NAME).write_bytes(save(_contiguous(detector.learned_state())))
+            (stage / WEIGHTS_NAME).write_bytes(save(_contiguous(detector.trained_state())))
             method_section = Method(name=method, preset=preset, config=asdict(detector.settled))
             backbone_section = Backbone(**detector.backbone.to_json()) if detector.backbone else None
             session = open_written(detector, method_section, backbone_section, stage, layout)

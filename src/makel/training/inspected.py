@@ -50,5 +50,6 @@ class Inspected(nn.Module):
     def positions(self, side: int) -> Tensor:
         """Which positions of a side x side map, flattened, lie at least in part on what is scored: (count,) int64."""
         # Worked out of the graph, where a number of positions that depends on data has no fixed shape.
+        side = int(side)  # a tensor while the model is exported
         share = cv2.resize(self._scored, (side, side), interpolation=cv2.INTER_AREA)
         return torch.tensor(np.flatnonzero(share > 0).tolist(), dtype=torch.int64)
