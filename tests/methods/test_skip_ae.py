@@ -188,11 +188,11 @@ OBJECT = torch.tensor([2.0, -1.0, 1.0])[:, None, None]
 
 
 def product_of(kind, n, generator):
-    """Levels of an object that lies at the same place in every image, or anywhere."""
+    """Levels of an object that lies at the same place in every image, or anywhere, on whole cells of every level."""
     x = 0.1 * torch.randn(n, 3, 16, 16, generator=generator)
     for index in range(n):
-        row, column = (4, 4) if kind == "fixed" else torch.randint(0, 11, (2,), generator=generator).tolist()
-        x[index, :, row : row + 6, column : column + 6] += OBJECT
+        row, column = (4, 4) if kind == "fixed" else (4 * torch.randint(0, 3, (2,), generator=generator)).tolist()
+        x[index, :, row : row + 8, column : column + 8] += OBJECT
     return x, torch.nn.functional.avg_pool2d(x, 2), torch.nn.functional.avg_pool2d(x, 4)
 
 
@@ -203,10 +203,10 @@ def test_the_reading_is_chosen_by_what_finds_implanted_defects(shaped_backbone, 
     masks = torch.zeros(48, 1, 16, 16, dtype=torch.bool)
     changed = [level.clone() for level in levels]
     for index in range(48):
-        row, column = torch.randint(0, 13, (2,), generator=generator).tolist()
-        masks[index, :, row : row + 3, column : column + 3] = True
+        row, column = (4 * torch.randint(0, 4, (2,), generator=generator)).tolist()
+        masks[index, :, row : row + 4, column : column + 4] = True
         # In place: the object's own surface where it does not belong. Anywhere: a surface that is nowhere good.
-        changed[0][index, :, row : row + 3, column : column + 3] = (1.0 if kind == "fixed" else 0.5) * OBJECT
+        changed[0][index, :, row : row + 4, column : column + 4] = (1.0 if kind == "fixed" else 0.5) * OBJECT
     changed[1:] = [torch.nn.functional.avg_pool2d(changed[0], side) for side in (2, 4)]
     settings = {"size": 16, "blocks": (1, 2, 3), "widths": (4, 4), "skips": (0,), "epochs": 1, "join": False}
     detector = SkipAE(Config(**settings), shaped_backbone((3, 3, 3), (1, 2, 4)))
