@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from makel.methods.residual_layers import FOLDS, NearestResidual, PositionGaussian, SharedGaussian, separation
+from makel.methods.residual_layers import (
+    FOLDS,
+    Alignment,
+    NearestResidual,
+    PositionGaussian,
+    SharedGaussian,
+    separation,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -120,29 +127,23 @@ def test_a_bank_comes_back_from_its_state():
     assert torch.equal(again(x), reading(x))
 
 
-def maps(n, side, level=1.0, spread=0.1):
-    return torch.exp(torch.randn(n, 1, side, side) * spread).mul(level)
+def test_separation_counts_spreads_up_to_a_limit():
+    good = torch.tensor([-1.0, 0.0, 1.0])  # a spread of one around zero
+    assert separation(good, torch.tensor([2.0, 3.0])) == pytest.approx(2.5)
+    assert separation(good, torch.tensor([3.0, 500.0])) == pytest.approx(3.5)
+    assert separation(good, good) == pytest.approx(0)
 
 
-def test_separation_grows_with_the_defect_until_it_is_plain():
-    good, coverage = [maps(20, 8), maps(20, 4)], torch.zeros(10, 1, 16, 16)
-    coverage[:, :, :4, :4] = 1
+def test_alignment_is_the_share_of_variance_between_positions():
+    place, noise = 3 * torch.randn(1, 4, 8, 8), torch.randn(50, 4, 8, 8)
 
-    def worth(strength):
-        bad = [maps(10, 8), maps(10, 4)]
-        bad[0][:, :, :2, :2] *= strength
-        bad[1][:, :, :1, :1] *= strength
-        return separation(good, bad, coverage, 0.05)
+    def alignment(x):
+        measured = Alignment()
+        measured.add(x[:20])
+        measured.add(x[20:])
+        return measured.solve()
 
-    none, faint, plain, plainer = (worth(strength) for strength in (1.0, 1.5, 30.0, 300.0))
-    assert none < 0.5 < faint < plain
-    assert plain == pytest.approx(8, rel=1e-6)  # four spreads of images by two of positions
-    assert plainer == pytest.approx(8, rel=1e-6)
-
-
-def test_a_defect_in_the_wrong_place_separates_less():
-    good, coverage = [maps(20, 8)], torch.zeros(10, 1, 16, 16)
-    coverage[:, :, :4, :4] = 1
-    bad = [maps(10, 8)]
-    bad[0][:, :, 6:, 6:] *= 5
-    assert separation(good, bad, coverage, 0.05) < 1
+    assert alignment(noise) == pytest.approx(0, abs=0.02)
+    assert alignment(place + noise) == pytest.approx(0.9, abs=0.03)  # 9 of 9 + 1
+    assert alignment(place.expand(50, -1, -1, -1)) == pytest.approx(1)
+    assert alignment(torch.ones(50, 4, 8, 8)) == 0

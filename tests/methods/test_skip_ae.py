@@ -200,11 +200,9 @@ def product_of(kind, n, generator):
 def test_the_reading_is_chosen_by_what_finds_implanted_defects(shaped_backbone, as_cache, kind, expected):
     generator = torch.Generator().manual_seed(3)
     levels = product_of(kind, 48, generator)
-    masks = torch.zeros(48, 1, 16, 16, dtype=torch.bool)
     changed = [level.clone() for level in levels]
     for index in range(48):
         row, column = (4 * torch.randint(0, 4, (2,), generator=generator)).tolist()
-        masks[index, :, row : row + 4, column : column + 4] = True
         # In place: the object's own surface where it does not belong. Anywhere: a surface that is nowhere good.
         changed[0][index, :, row : row + 4, column : column + 4] = (1.0 if kind == "fixed" else 0.5) * OBJECT
     changed[1:] = [torch.nn.functional.avg_pool2d(changed[0], side) for side in (2, 4)]
@@ -212,9 +210,9 @@ def test_the_reading_is_chosen_by_what_finds_implanted_defects(shaped_backbone, 
     detector = SkipAE(Config(**settings), shaped_backbone((3, 3, 3), (1, 2, 4)))
     cache, _ = as_cache(*levels)
     bad, seen = as_cache(*changed)
-    loop.train(detector, cache, seed=0, progress=lambda *_: None, implanted=Implanted(bad, tuple(range(48)), masks))
+    loop.train(detector, cache, seed=0, progress=lambda *_: None, implanted=Implanted(bad, tuple(range(48))))
     assert detector.settled.residual == expected
-    assert len(detector.settled.read) == 2
+    assert detector.settled.read in (((0, 1),) if kind == "fixed" else ((1, 2), (0, 1, 2)))
     again = SkipAE(detector.settled, shaped_backbone((3, 3, 3), (1, 2, 4)))
     again.load_state_dict(detector.state_dict())
     with torch.no_grad():

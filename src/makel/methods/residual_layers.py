@@ -11,7 +11,6 @@ of images never seen.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,10 +21,7 @@ from makel.methods.layers import (
     LEAST,
     Moments,
     choose_coreset,
-    harmonic_mean,
-    level_score,
     squared_distances,
-    to_side,
 )
 
 FOLDS = 4
@@ -301,32 +297,47 @@ class NearestResidual(Reading):
         return torch.stack(parts).amin(0).clamp_min(0) / white.shape[1]
 
 
-ENOUGH_OF_IMAGES, ENOUGH_OF_POSITIONS = 4.0, 2.0
+ENOUGH = 4.0
 """Spreads beyond which a defect counts no more: it is found anyway, and the few plain ones would decide everything."""
 
 
-def separation(good: Sequence[Tensor], implanted: Sequence[Tensor], coverage: Tensor, top: float) -> float:
-    """How well maps tell images with an implanted defect from good ones, and the defect from the rest of the image.
-
-    Each defect is so many spreads of good images away from them, and so many of good positions, up to a limit; the
-    result is the product of both means.
+def separation(good: Tensor, implanted: Tensor) -> float:
+    """How many spreads of good images' scores those with an implanted defect lie above them, on average, up to a limit.
 
     Args:
-        good: (N, 1, h, w) of each level, finest first: good images.
-        implanted: (M, 1, h, w) of each level: images with a defect each.
-        coverage: (M, 1, S, S) in [0, 1], the defects; S is a multiple of every side.
-        top: As in `finish_level_scores`.
+        good: (N,) logarithms of scores.
+        implanted: (M,) the same.
     """
-    clean, changed = (level_score(maps, top).log() for maps in (good, implanted))
-    of_images = (changed - clean.mean()) / clean.std().clamp_min(LEAST)
-    calm, stirred = (harmonic_mean(maps).log() for maps in (good, implanted))
-    inside = to_side(coverage, stirred.shape[-1])
-    outside = torch.cat([calm.flatten(), stirred[inside == 0]])
-    within = (stirred * inside).flatten(1).sum(1) / inside.flatten(1).sum(1)
-    of_positions = (within - outside.mean()) / outside.std().clamp_min(LEAST)
-    limits = ((of_images, ENOUGH_OF_IMAGES), (of_positions, ENOUGH_OF_POSITIONS))
-    images, positions = (float(distance.clamp(-most, most).mean()) for distance, most in limits)
-    return max(images, 0.0) * max(positions, 0.0)
+    spreads = (implanted - good.mean()) / good.std().clamp_min(LEAST)
+    return float(spreads.clamp(-ENOUGH, ENOUGH).mean())
+
+
+class Alignment:
+    """How much of what features show is where on the image they stand: `add` good images, then `solve`.
+
+    Near 1 for a product that lies the same in every image, near 0 for a texture and for a product that lies anywhere.
+    """
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._sum = torch.zeros(())
+        self._square = torch.zeros(())
+
+    def add(self, x: Tensor) -> None:
+        """Add (N, C, H, W) features."""
+        self._count += len(x)
+        self._sum = self._sum.to(x.device) + x.sum(0)
+        self._square = self._square.to(x.device) + x.square().sum((0, 2, 3))
+
+    def solve(self) -> float:
+        """Share of the variance that lies between positions, mean over the channels; 0 for a single image."""
+        if self._count < 2:
+            return 0.0
+        means = self._sum / self._count  # (C, H, W)
+        variance = self._square / (self._count * means[0].numel()) - means.mean((1, 2)).square()
+        within = (variance - means.flatten(1).var(1, correction=0)) * self._count / (self._count - 1)
+        varied = variance > LEAST
+        return float(1 - (within[varied] / variance[varied]).mean()) if varied.any() else 0.0
 
 
 def _shrink(scatter: Tensor, pooled: Tensor, weight: float, ridge: float) -> Tensor:

@@ -37,9 +37,11 @@ The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmark
 15. The map is the harmonic mean of the levels' maps: a position counts as far off where every level says so, which
     keeps the coarse levels from smearing it. The image score is the geometric mean over the levels of the mean of
     each one's highest 1 %: small defects show at the fine levels and large ones at the coarse.
-16. Which way, and which two of the three levels, is chosen for the product, without labels: by how well each tells
-    good images left out of it from the same with a made-up defect (`residual_layers.separation`,
-    `makel.training.implants`).
+16. Which levels are read follows from how alike the images are: the finest two where most of what the finest shows is
+    where on the image it stands (`residual_layers.Alignment`), since there fine features have their place; else the
+    coarsest two, or all, since fine features are then the surface's noise. That, and which way, is chosen by how well
+    scores tell good images from the same with a made-up defect, every image judged by a reading that was fitted
+    without it (`residual_layers.separation`, `makel.training.implants`).
 """
 
 from __future__ import annotations
@@ -59,11 +61,13 @@ from makel.methods.layers import (
     Projection,
     SkipAutoencoder,
     finish_level_scores,
+    level_score,
     standardise,
     to_side,
 )
 from makel.methods.residual_layers import (
     FOLDS,
+    Alignment,
     NearestResidual,
     PositionGaussian,
     Reading,
@@ -137,6 +141,10 @@ class Config(DetectorConfig):
     for_tiles: ClassVar[dict[str, Any]] = {"shared_position": True, "standardise": False}
 
 
+ALIGNED = 0.5
+"""Share of the finest level's variance that lies between positions, from which on fine features have their place."""
+
+
 class SkipAE(Detector):
     """The detector. Its levels are the backbone's blocks, or one concatenation of them (`config.grid`)."""
 
@@ -171,6 +179,7 @@ class SkipAE(Detector):
         if any(not 0 <= level < len(sides) for level in config.read):
             raise UsageError(f"read={config.read} names levels that are not there: there are 0 to {len(sides) - 1}")
         self.readings = nn.ModuleDict()
+        self._aligned = False
         self._settled = config
         if config.residual in ("gaussian", "nearest"):
             self._settle(config.residual, config.read or tuple(range(len(sides))))
@@ -187,13 +196,16 @@ class SkipAE(Detector):
         return tuple(project(level) for project, level in zip(self.projections, levels, strict=True))
 
     def prepare(self, good: Batches) -> None:
-        """Mean and standard deviation of every channel."""
-        if self.norms:
-            for features in good:
-                for norm, level in zip(self.norms, self._align(features), strict=True):
-                    norm.add(level)
-            for norm in self.norms:
-                norm.solve()
+        """Mean and standard deviation of every channel, and how alike the images are."""
+        alignment = Alignment()
+        for features in good:
+            levels = self._align(features)
+            alignment.add(levels[0])
+            for norm, level in zip(self.norms, levels, strict=bool(self.norms)):
+                norm.add(level)
+        for norm in self.norms:
+            norm.solve()
+        self._aligned = alignment.solve() > ALIGNED and not self.config.shared_position
 
     def optimizers(self, steps: int) -> dict[str, tuple[torch.optim.Optimizer, Any]]:
         """One optimiser, for the autoencoder."""
@@ -296,29 +308,31 @@ class SkipAE(Detector):
         parts = [self.residuals(features) for features in implanted.features]
         changed = [torch.cat(level) for level in zip(*parts, strict=True)]
         maps: dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]] = {key: ([], []) for key in readings}
-        order: list[int] = []
         for fold in range(FOLDS):
             good = [source for source in clean if source % FOLDS == fold]
             bad = [index for index, source in enumerate(implanted.sources) if source % FOLDS == fold]
-            order += bad
             for (name, level), reading in readings.items():
                 reading.solve(without=fold)
                 for into, residuals in zip(
                     maps[name, level], (torch.stack([clean[g][level] for g in good]), changed[level][bad]), strict=True
                 ):
                     into.append(reading(residuals))
-        coverage = implanted.masks[order].to(changed[0].device).float()
-        levels = sorted({level for _, level in readings})
-        length = max(min(2, len(levels)), len(levels) - 1)
-        runs = [tuple(levels[start : start + length]) for start in range(len(levels) - length + 1)]
 
         def worth(candidate: tuple[str, tuple[int, ...]]) -> float:
             name, run = candidate
             good, bad = ([torch.cat(maps[name, level][side]) for level in run] for side in (0, 1))
-            return separation(good, bad, coverage, self.config.top)
+            scores = (level_score(each, self.config.top, self.inspected).log() for each in (good, bad))
+            return separation(*scores)
 
-        candidates = [(name, run) for name in dict.fromkeys(name for name, _ in readings) for run in runs]
-        return max(candidates, key=worth)
+        names = dict.fromkeys(name for name, _ in readings)
+        return max([(name, run) for name in names for run in self._runs()], key=worth)
+
+    def _runs(self) -> list[tuple[int, ...]]:
+        """The sets of levels to choose from."""
+        levels = self.config.read or tuple(range(len(self._shapes)))
+        if self.config.read or len(levels) <= 2:
+            return [levels]
+        return [levels[:2]] if self._aligned else [levels[-2:], levels]
 
 
 def _settle_before_load(detector: SkipAE, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

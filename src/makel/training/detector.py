@@ -43,12 +43,10 @@ class Implanted:
     Attributes:
         features: Their features.
         sources: Which good image each was, counted in the order of the good images' batches.
-        masks: (M, 1, S, S) bool at the input's size, where the defects are.
     """
 
     features: Batches
     sources: tuple[int, ...]
-    masks: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

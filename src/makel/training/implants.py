@@ -53,7 +53,6 @@ def implant_all(
     rng = np.random.default_rng(seed)
     allowed = None if detector.inspected is None else detector.inspected.mask[0, 0].bool().cpu().numpy()
     images: list[NDArray[np.float32]] = []
-    masks: list[NDArray[np.bool_]] = []
     sources: list[int] = []
     if tiles is None:
         decoded = decode_all([extraction.paths[index] for index in chosen], preparation=preparation)
@@ -66,10 +65,9 @@ def implant_all(
             changed, mask = implant(image, rng, allowed)
             if mask.any():
                 images.append(changed)
-                masks.append(mask)
                 sources.append(index)
     if not images:  # blank images, on which nothing shows
-        return Implanted((), (), torch.zeros(0, 1, preparation.size, preparation.size, dtype=torch.bool))
+        return Implanted((), ())
     levels: list[list[NDArray[np.float16]]] = []
     for start in range(0, len(images), _BATCH):
         with torch.no_grad():
@@ -77,7 +75,7 @@ def implant_all(
         levels.append([level.half().cpu().numpy() for level in features])
     rows = [np.concatenate(level) for level in zip(*levels, strict=True)]
     cache = FeatureCache(rows, device, rows=np.arange(len(images)))
-    return Implanted(cache, tuple(sources), torch.from_numpy(np.stack(masks)[:, None]))
+    return Implanted(cache, tuple(sources))
 
 
 def implant(
