@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What each choice behind skip_ae's preset `fast` is worth: one row a category, autoencoder and way to join levels.
+"""What each choice behind skip_ae's preset `fast` is worth: one row a category and change.
 
     python benchmarks/study_skip_ae.py ../shared/data/toothbrush ../shared/data/magnetic_tile [--seeds 0]
 
@@ -20,23 +20,22 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from makel.datasets import Dataset, load, split
 from makel.evaluation.metrics import PixelCurves, rank_images
 from makel.images import Preparation, decode_all, read
-from makel.methods.layers import to_side, top_mean
 from makel.methods.skip_ae import Config, SkipAE
-from makel.training.features import FeatureCache, extract
+from makel.training.features import extract
 from makel.training.fit import build_detector
+from makel.training.implants import implant_all
 from makel.training.loop import train
 
 RESULTS = Path(__file__).parent / "results" / "study_skip_ae.csv"
 
 
 class FeaturesAlone(SkipAE):
-    """The same Gaussians over the features themselves: what is left when the autoencoder is taken out."""
+    """The same readings of the features themselves: what is left when the autoencoder is taken out."""
 
     def optimizers(self, steps: int) -> dict:  # noqa: ARG002
         return {}
@@ -49,21 +48,21 @@ class FeaturesAlone(SkipAE):
 
 
 WIDE = {"widths": (64, 96, 128), "skips": (16, 32), "updates": 200}
+WHERE = {"device": torch.device("cpu"), "progress": lambda *_: None}
 VARIANTS = {
     # name: (detector, changes to the preset)
     "default": (SkipAE, {}),
+    "Gaussians": (SkipAE, {"residual": "gaussian"}),
+    "Gaussians, fine levels": (SkipAE, {"residual": "gaussian", "read": (0, 1)}),
+    "Gaussians, coarse levels": (SkipAE, {"residual": "gaussian", "read": (1, 2)}),
+    "nearest": (SkipAE, {"residual": "nearest"}),
+    "nearest, fine levels": (SkipAE, {"residual": "nearest", "read": (0, 1)}),
+    "nearest, coarse levels": (SkipAE, {"residual": "nearest", "read": (1, 2)}),
+    "equation 2 as it is": (SkipAE, {"residual": "l2"}),
     "no autoencoder": (FeaturesAlone, {"epochs": 1}),
     "no skips": (SkipAE, {"skips": (0, 0)}),
-    "both skips": (SkipAE, {"skips": (16, 16)}),
     "wide, both skips, 200 updates": (SkipAE, WIDE),
     "blocks 1-3": (SkipAE, {"blocks": (1, 2, 3)}),
-    "residual not whitened": (SkipAE, {"residual": "l2"}),
-}
-JOINS = {
-    # name: levels' maps (L, N, 1, S, S) to one
-    "arithmetic": lambda maps: maps.mean(0),
-    "geometric": lambda maps: maps.clamp_min(1e-6).log().mean(0).exp(),
-    "harmonic": lambda maps: 1 / (1 / maps.clamp_min(1e-6)).mean(0),
 }
 
 
@@ -73,22 +72,9 @@ def measure(labels: list[str], scores: np.ndarray, maps: Tensor, regions: list) 
     for index, found in enumerate(regions):
         if defect[index] and found is None:
             continue
-        full = F.interpolate(maps[index : index + 1], (256, 256), mode="bilinear")[0, 0].numpy()
-        curves.add(np.ascontiguousarray(full), found)
+        curves.add(np.ascontiguousarray(maps[index, 0].numpy()), found)
     image, pixel = rank_images(scores[~defect], scores[defect]), curves.results()
     return {"image_auroc": image.auroc, "pixel_auroc": pixel.auroc, "aupro_30": pixel.aupro_30}
-
-
-def level_maps(detector: SkipAE, cache: FeatureCache) -> list[Tensor]:
-    parts = []
-    with torch.no_grad():
-        for features in cache:
-            residuals = detector.residuals(features)
-            if detector.gaussians:
-                parts.append([gaussian(each) for gaussian, each in zip(detector.gaussians, residuals, strict=True)])
-            else:
-                parts.append([each.square().sum(1, keepdim=True).sqrt() for each in residuals])
-    return [torch.cat(level) for level in zip(*parts, strict=True)]
 
 
 def regions_of(dataset: Dataset) -> list:
@@ -105,41 +91,23 @@ def study(category: Path, seed: int, folder: Path) -> list[dict[str, object]]:
     dataset = load(category)
     regions, labels = regions_of(dataset), [sample.label for sample in dataset.test]
     parts = split(dataset, seed=seed)
-    paths = [sample.image_path for sample in (*parts.fit, *dataset.test)]
-    caches: dict[tuple[int, ...], FeatureCache] = {}
+    preparation = Preparation.of(decode_all(sample.image_path for sample in parts.fit))
     rows = []
     for name, (detector_class, changes) in VARIANTS.items():
-        config = Config.preset("fast", **changes)
-        detector = build_detector(detector_class, config, seed)
-        if config.blocks not in caches:
-            preparation = Preparation.of(decode_all(paths[: len(parts.fit)]), size=config.size)
-            caches[config.blocks] = extract(
-                detector, paths, preparation, device=torch.device("cpu"), folder=folder, progress=lambda *_: None
-            ).cache
-        cache, n_fit = caches[config.blocks], len(parts.fit)
-        train(detector, cache.subset(range(n_fit)), seed=seed, progress=lambda *_: None)
-        maps = level_maps(detector, cache.subset(range(n_fit, len(cache))))
-        stacked = torch.stack([to_side(each, maps[0].shape[-1]) for each in maps])
-        tops = torch.stack([top_mean(each, config.top) for each in maps])
-        levels = tops.clamp_min(1e-6).log().mean(0).exp()
-        # Ways to join the levels are compared on the default alone.
-        for join in JOINS if name == "default" else ("harmonic",):
-            joined = JOINS[join](stacked)
-            scores = {"geometric mean of levels": levels}
-            if name == "default":
-                scores["joined map"] = top_mean(joined, config.top)
-            for pooled, score in scores.items():
-                measured = measure(labels, score.numpy(), joined, regions)
-                rows.append(
-                    {
-                        "category": category.name,
-                        "seed": seed,
-                        "variant": name,
-                        "map": join,
-                        "score": pooled,
-                        **{key: round(value, 5) for key, value in measured.items()},
-                    }
-                )
+        detector = build_detector(detector_class, Config.preset("fast", **changes), seed)
+        good, test = (
+            extract(detector, [s.image_path for s in samples], preparation, **WHERE, folder=folder)
+            for samples in (parts.fit, dataset.test)
+        )
+        implanted = implant_all(detector, good, preparation, tiles=None, seed=seed, device=WHERE["device"])
+        train(detector, good.cache, seed=seed, progress=WHERE["progress"], implanted=implanted)
+        with torch.no_grad():
+            scored = [detector.scores(features) for features in test.cache]
+        scores, maps = torch.cat([each.image for each in scored]), torch.cat([each.anomaly_map for each in scored])
+        measured = measure(labels, scores.numpy(), maps, regions)
+        chosen = {"residual": detector.settled.residual, "read": " ".join(map(str, detector.settled.read))}
+        figures = {key: round(value, 5) for key, value in measured.items()}
+        rows.append({"category": category.name, "seed": seed, "variant": name, **chosen, **figures})
         print(rows[-1], flush=True)
     return rows
 

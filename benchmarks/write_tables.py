@@ -81,27 +81,13 @@ def methods() -> str:
 def study() -> str:
     """What the choices behind skip_ae's preset fast are worth."""
     rows = read("study_skip_ae.csv")
-    default = ("default", "harmonic", "geometric mean of levels")
-    wanted = [
-        (default[0], default[1], default[2]),
-        *((name, *default[1:]) for name in dict.fromkeys(row["variant"] for row in rows) if name != "default"),
-        (default[0], "arithmetic", default[2]),
-        (default[0], "geometric", default[2]),
-        (default[0], default[1], "joined map"),
-    ]
-    groups = grouped(rows, "variant", "map", "score", "category")
+    groups = grouped(rows, "variant", "category")
     categories = list(dict.fromkeys(row["category"] for row in rows))
-    body = []
-    for key in wanted:
-        words = (
-            key[0] if key[1:] == default[1:] else f"{key[1]} map" if key[1] != default[1] else f"score of the {key[2]}"
-        )
-        figures = [
-            spread(groups[(*key, category)], metric)
-            for category in categories
-            for metric in ("image_auroc", "pixel_auroc", "aupro_30")
-        ]
-        body.append((words, *figures))
+    metrics = ("image_auroc", "pixel_auroc", "aupro_30")
+    body = [
+        (name, *(spread(groups[name, category], metric) for category in categories for metric in metrics))
+        for name in dict.fromkeys(row["variant"] for row in rows)
+    ]
     short = ("image", "pixel", "AUPRO")
     head = ("changed", *(f"{category} {metric}" for category in categories for metric in short))
     return table(head, body) + f"\n{rows[0]['machine']}; {rows[0]['versions']}; commit {rows[0]['commit']}.\n"

@@ -31,6 +31,9 @@ def fit(
     backbone: Annotated[str | None, typer.Option(help="Where features come from: see 'makel weights list'.")] = None,
     blocks: Annotated[str | None, typer.Option(help="Backbone blocks to use, such as 2,3.", metavar="N,N")] = None,
     size: Annotated[int | None, typer.Option(min=32, help="Side of the image the model sees, in pixels.")] = None,
+    augment: Annotated[
+        bool, typer.Option("--augment", help="Fit on jittered copies of every image as well: for a few good images.")
+    ] = False,
     tile: Annotated[
         int | None, typer.Option(min=32, help="Cut images into tiles of this side, in their own pixels.")
     ] = None,
@@ -78,6 +81,7 @@ def fit(
             backbone=backbone,
             blocks=chosen,
             size=size,
+            augment=augment,
             tile=tile,
             overlap=overlap,
             epochs=epochs,

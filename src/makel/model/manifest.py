@@ -104,6 +104,7 @@ class Provenance(Section):
         n_fit: Number of good images fitted on.
         n_calibrate: Number of good images the thresholds come from.
         n_tiles: Number of tiles fitted on, of a tiled model; 0 of one that takes images whole.
+        n_copies: Jittered copies of each image fitted on beside it.
         seed: The seed of everything random.
         created: UTC time, ISO 8601.
         machine: Processor and system, in words.
@@ -118,6 +119,7 @@ class Provenance(Section):
     n_fit: int = Field(ge=1)
     n_calibrate: int = Field(ge=1)
     n_tiles: int = Field(0, ge=0)
+    n_copies: int = Field(0, ge=0)
     seed: int
     created: str
     machine: str

@@ -22,6 +22,7 @@ from torch import Tensor
 from makel.datasets import distinct, hashes
 from makel.errors import DatasetError, ImageError, TrainingError
 from makel.images import Preparation, decode_all
+from makel.training.augment import COPIES, with_copies
 from makel.training.detector import Detector, Features
 from makel.training.tiles import TilePlan
 from makel.types import Sample
@@ -72,7 +73,7 @@ class Extraction:
 
     Attributes:
         cache: The features of those that could be read.
-        paths: Their files, in the cache's order; with tiles, the file of each.
+        paths: Their files, in the cache's order; with tiles or copies, the file of each.
         unreadable: One error for each of the others.
     """
 
@@ -91,6 +92,7 @@ def extract(
     progress: Progress,
     memory_limit: int = MEMORY_LIMIT_BYTES,
     tiles: TilePlan | None = None,
+    copies_seed: int | None = None,
 ) -> Extraction:
     """Run the frozen part of a detector over images, decoding in parallel with it.
 
@@ -103,6 +105,8 @@ def extract(
         progress: Called as images are done.
         memory_limit: Bytes beyond which the cache is mapped.
         tiles: Take these tiles of the images, in place of the images; each is one row of the cache.
+        copies_seed: Add jittered copies of every image, drawn by this seed; each is one row of the cache, after its
+            image's own.
 
     Raises:
         DatasetError: None of the images can be read.
@@ -110,6 +114,9 @@ def extract(
     """
     total = tiles.count if tiles else len(paths)
     images = tiles.prepared(preparation) if tiles else decode_all(paths, preparation=preparation)
+    if copies_seed is not None:
+        total *= 1 + COPIES
+        images = with_copies(images, copies_seed)
     levels: list[NDArray[np.float16]] = []
     done: list[Path] = []
     unreadable: list[ImageError] = []

@@ -49,6 +49,7 @@ from makel.model.session import Runner, Session
 from makel.model.tiling import Tiling
 from makel.model.zones import Zones
 from makel.training import backbones, latency
+from makel.training.augment import COPIES
 from makel.training.detector import Detector, DetectorConfig
 from makel.training.export import check_parity, export_onnx, torch_scores
 from makel.training.features import Extraction, Progress, extract, extract_shared
@@ -170,6 +171,7 @@ def fit(
     epochs: int | None = None,
     batch_size: int | None = None,
     settings: Mapping[str, Any] | None = None,
+    augment: bool = False,
     tile: int | None = None,
     overlap: str | int = "auto",
     false_reject: float = 0.01,
@@ -196,6 +198,7 @@ def fit(
         epochs: Overrides the preset's passes over the images.
         batch_size: Overrides the preset's images a training step.
         settings: Overrides any other settings of the method's `Config`.
+        augment: Fit on jittered copies of every image as well (`makel.training.augment`), where there are few.
         tile: Cut images into squares of this many of their own pixels, each of which the model takes as an image; None
             to take images whole.
         overlap: Pixels that neighbouring tiles share at least, or "auto" for a quarter of the tile.
@@ -240,6 +243,10 @@ def fit(
         )
     if tiling and features is not None:
         raise UsageError("features of tiles cannot be shared between fits: leave the folder for them, or --tile, out")
+    if augment and (tiling or features is not None):
+        raise UsageError(
+            "copies are made of images taken whole, for one fit: leave --augment, or --tile or features, out"
+        )
     if tiling:
         changes = {**detector_class.config_class.for_tiles, **changes}
     config = detector_class.config_class.preset(preset, **changes)
@@ -306,6 +313,7 @@ def fit(
                     folder=work,
                     progress=progress,
                     tiles=tiles,
+                    copies_seed=seed if augment else None,
                 )
             else:
                 extraction = extract_shared(
@@ -314,7 +322,7 @@ def fit(
             fitted = set(extraction.paths)
             to_fit = tuple(sample for sample in to_fit if sample.image_path in fitted)
         with watch.stage("training"):
-            key = _key(method, config, tiling, seed, to_fit, given_zones)
+            key = _key(method, config, tiling, augment, seed, to_fit, given_zones)
             checkpoint = Checkpoint(work / "checkpoint.pt", key)
             implanted = None
             if detector.chooses:
@@ -375,6 +383,7 @@ def fit(
                 n_fit=len(to_fit),
                 n_calibrate=calibration.n,
                 n_tiles=len(extraction.cache) if tiling else 0,
+                n_copies=COPIES if augment else 0,
                 seed=seed,
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 machine=f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, {where.type}",
@@ -655,7 +664,7 @@ def cross_scores(
                 scores[index], peaks[index], _ = _scan(run, samples[index].image_path, preparation, tiling)
                 continue
             with torch.no_grad():
-                out = detector.scores(cache.batch(np.flatnonzero(image_of == index)))
+                out = detector.scores(cache.batch(np.flatnonzero(image_of == index)[:1]))  # not its copies
             scores[index] = float(out.image)
             peaks[index] = layout.peaks(out.anomaly_map[0, 0].float().cpu().numpy())
         progress("cross-calibration", number + 1, count)
@@ -690,12 +699,13 @@ def _key(
     method: str,
     config: DetectorConfig,
     tiling: Tiling | None,
+    augment: bool,
     seed: int,
     samples: Sequence[Sample],
     zones: Zones | None,
 ) -> str:
     cut, drawn = asdict(tiling) if tiling else None, zones and zones.model_dump(mode="json")
-    facts = json.dumps([method, asdict(config), cut, seed, digest(samples), drawn], sort_keys=True)
+    facts = json.dumps([method, asdict(config), cut, augment, seed, digest(samples), drawn], sort_keys=True)
     return sha256(facts.encode()).hexdigest()
 
 
