@@ -210,7 +210,7 @@ def test_the_reading_is_chosen_by_what_finds_implanted_defects(shaped_backbone, 
     detector = SkipAE(Config(**settings), shaped_backbone((3, 3, 3), (1, 2, 4)))
     cache, _ = as_cache(*levels)
     bad, seen = as_cache(*changed)
-    loop.train(detector, cache, seed=0, progress=lambda *_: None, implanted=Implanted(bad, tuple(range(48))))
+    loop.train(detector, cache, seed=0, progress=lambda *_: None, implanted=lambda: Implanted(bad, tuple(range(48))))
     assert detector.settled.residual == expected
     assert detector.settled.read in (((0, 1),) if kind == "fixed" else ((1, 2), (0, 1, 2)))
     again = SkipAE(detector.settled, shaped_backbone((3, 3, 3), (1, 2, 4)))

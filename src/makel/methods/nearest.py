@@ -35,7 +35,7 @@ from torch import Tensor
 
 from makel.methods.layers import FeatureGrid, choose_coreset, finish_scores, squared_distances, standardise
 from makel.training.backbones import Backbone
-from makel.training.detector import Batches, Detector, DetectorConfig, Features, Implanted
+from makel.training.detector import Batches, Detector, DetectorConfig, Features, Implant
 from makel.types import Scores
 
 
@@ -112,7 +112,7 @@ class Nearest(Detector):
             self.grid.add(features)
         self.grid.solve()
 
-    def finish(self, good: Batches, implanted: Implanted | None = None) -> None:
+    def finish(self, good: Batches, implanted: Implant | None = None) -> None:
         """The bank."""
         positions = self.grid.side**2
         total = positions * sum(len(features[0]) for features in good)

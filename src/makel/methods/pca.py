@@ -27,7 +27,7 @@ from torch import Tensor
 
 from makel.methods.layers import FeatureGrid, Moments, finish_scores, principal_axes, standardise
 from makel.training.backbones import Backbone
-from makel.training.detector import Batches, Detector, DetectorConfig, Features, Implanted
+from makel.training.detector import Batches, Detector, DetectorConfig, Features, Implant
 from makel.types import Scores
 
 
@@ -101,7 +101,7 @@ class PCA(Detector):
             self.grid.add(features)
         self.grid.solve()
 
-    def finish(self, good: Batches, implanted: Implanted | None = None) -> None:
+    def finish(self, good: Batches, implanted: Implant | None = None) -> None:
         """The principal axes."""
         moments = Moments()
         for features in good:

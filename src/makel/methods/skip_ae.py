@@ -37,11 +37,11 @@ The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmark
 15. The map is the harmonic mean of the levels' maps: a position counts as far off where every level says so, which
     keeps the coarse levels from smearing it. The image score is the geometric mean over the levels of the mean of
     each one's highest 1 %: small defects show at the fine levels and large ones at the coarse.
-16. Which levels are read follows from how alike the images are: the finest two where most of what the finest shows is
-    where on the image it stands (`residual_layers.Alignment`), since there fine features have their place; else the
-    coarsest two, or all, since fine features are then the surface's noise. That, and which way, is chosen by how well
-    scores tell good images from the same with a made-up defect, every image judged by a reading that was fitted
-    without it (`residual_layers.separation`, `makel.training.implants`).
+16. Where most of what the finest level shows is where on the image it stands (`residual_layers.Alignment`), fine
+    features have their place: Gaussians read the finest two levels. Else these are the surface's noise, and the
+    coarsest two levels are read, or all, by Gaussians or by the nearest: by what tells good images best from the same
+    with a made-up defect, every image judged by a reading that was fitted without it (`residual_layers.separation`,
+    `makel.training.implants`).
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ from makel.methods.residual_layers import (
     separation,
 )
 from makel.training.backbones import Backbone
-from makel.training.detector import Batches, Detector, DetectorConfig, Features, Implanted
+from makel.training.detector import Batches, Detector, DetectorConfig, Features, Implant, Implanted
 from makel.types import Scores
 
 
@@ -149,7 +149,6 @@ class SkipAE(Detector):
     """The detector. Its levels are the backbone's blocks, or one concatenation of them (`config.grid`)."""
 
     config_class = Config
-    chooses = True
     config: Config
     backbone: Backbone
     norms: Sequence[ChannelNorm]
@@ -222,7 +221,7 @@ class SkipAE(Detector):
         loss = torch.stack(losses).mean()
         yield "autoencoder", loss, {"loss": loss}
 
-    def finish(self, good: Batches, implanted: Implanted | None = None) -> None:
+    def finish(self, good: Batches, implanted: Implant | None = None) -> None:
         """How the residuals of good images look, and which way and levels to read them by."""
         if self.config.residual != "l2":
             self._read(good, implanted)
@@ -269,16 +268,15 @@ class SkipAE(Detector):
             return NearestResidual(channels, self.config.bank)
         return SharedGaussian(channels) if self.config.shared_position else PositionGaussian(channels, side)
 
-    def _read(self, good: Batches, implanted: Implanted | None) -> None:
+    def _read(self, good: Batches, implant: Implant | None) -> None:
         device = next(self.parameters()).device
-        levels = range(len(self._shapes))
-        choose = self.config.residual == "auto" and implanted is not None and len(set(implanted.sources)) >= 2 * FOLDS
-        names = ("gaussian", "nearest") if choose else (self._default,)
-        readings = {
-            (name, level): self._reading(name, level).to(device)
-            for name, level in product(names, self.config.read or levels)
-        }
-        sources = set(implanted.sources) if implanted and choose else set()
+        made = None if self._aligned or self.config.residual != "auto" or implant is None else implant()
+        implanted = made if made and len(set(made.sources)) >= 2 * FOLDS else None
+        names = ("gaussian", "nearest") if implanted else (self._default,)
+        runs = self._runs()
+        levels = sorted({level for run in runs for level in run})
+        readings = {(name, level): self._reading(name, level).to(device) for name, level in product(names, levels)}
+        sources = set(implanted.sources) if implanted else set()
         clean: dict[int, list[Tensor]] = {}
         count = 0
         for features in good:
@@ -288,9 +286,7 @@ class SkipAE(Detector):
             here = sources & set(range(count, count + len(features[0])))
             clean |= {source: [each[source - count] for each in residuals] for source in here}
             count += len(features[0])
-        name, chosen = self._default, tuple(self.config.read or levels)
-        if implanted and choose:
-            name, chosen = self._choose(readings, clean, implanted)
+        name, chosen = (names[0], runs[-1]) if implanted is None else self._choose(readings, runs, clean, implanted)
         self._settled = replace(self.config, residual=cast("Any", name), read=chosen)
         self.readings = nn.ModuleDict({str(level): readings[name, level] for level in chosen})
         for reading in cast("Sequence[Reading]", self.readings.values()):
@@ -302,7 +298,11 @@ class SkipAE(Detector):
         return "gaussian" if self.config.residual == "auto" else self.config.residual
 
     def _choose(
-        self, readings: dict[tuple[str, int], Reading], clean: dict[int, list[Tensor]], implanted: Implanted
+        self,
+        readings: dict[tuple[str, int], Reading],
+        runs: list[tuple[int, ...]],
+        clean: dict[int, list[Tensor]],
+        implanted: Implanted,
     ) -> tuple[str, tuple[int, ...]]:
         """Reading and levels that tell implanted defects best, every image judged without its own fold."""
         parts = [self.residuals(features) for features in implanted.features]
@@ -325,7 +325,7 @@ class SkipAE(Detector):
             return separation(*scores)
 
         names = dict.fromkeys(name for name, _ in readings)
-        return max([(name, run) for name in names for run in self._runs()], key=worth)
+        return max([(name, run) for name in names for run in runs], key=worth)
 
     def _runs(self) -> list[tuple[int, ...]]:
         """The sets of levels to choose from."""

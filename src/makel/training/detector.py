@@ -14,7 +14,7 @@ there are no labels, thresholds, disks or logs. Whatever is frozen stays in eval
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import Any, ClassVar, Self
@@ -47,6 +47,10 @@ class Implanted:
 
     features: Batches
     sources: tuple[int, ...]
+
+
+Implant = Callable[[], Implanted]
+"""They cost a pass of the backbone, so only a method that needs them has them made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +107,6 @@ class Detector(nn.Module, ABC):
 
     Attributes:
         config_class: The type of `config`; its presets are the method's.
-        chooses: Whether `finish` chooses between ways to read features, and needs implanted defects for that.
         exports: Whether it becomes an ONNX file. One that needs gradients to score cannot: it is run in PyTorch, and
             its model folder says so.
         config: The frozen settings.
@@ -113,7 +116,6 @@ class Detector(nn.Module, ABC):
     """
 
     config_class: ClassVar[type[DetectorConfig]] = DetectorConfig
-    chooses: ClassVar[bool] = False
     exports: ClassVar[bool] = True
 
     def __init__(self, config: DetectorConfig, backbone: Backbone | None = None) -> None:
@@ -156,12 +158,13 @@ class Detector(nn.Module, ABC):
         """
         return ()
 
-    def finish(self, good: Batches, implanted: Implanted | None = None) -> None:
+    def finish(self, good: Batches, implanted: Implant | None = None) -> None:
         """Take what scoring needs from the good images after training. An override calls this one last.
 
         Args:
             good: The good images.
-            implanted: Some of them with a defect, for a method that `chooses`; None for it to take its default.
+            implanted: Gives some of them with a defect, for a method that has something to choose; None for it to take
+                its default.
         """
         self.fitted.fill_(True)  # type: ignore[operator]
 

@@ -324,15 +324,13 @@ def fit(
         with watch.stage("training"):
             key = _key(method, config, tiling, augment, seed, to_fit, given_zones)
             checkpoint = Checkpoint(work / "checkpoint.pt", key)
-            implanted = None
-            if detector.chooses:
-                implanted = implant_all(detector, extraction, preparation, tiles=tiles, seed=seed, device=where)
+            implant = partial(implant_all, detector, extraction, preparation, tiles=tiles, seed=seed, device=where)
             history = train(
                 detector,
                 extraction.cache,
                 seed=seed,
                 progress=progress,
-                implanted=implanted,
+                implanted=implant,
                 checkpoint=checkpoint,
                 resume=resume,
             )
