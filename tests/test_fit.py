@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -19,12 +20,13 @@ from onnx import numpy_helper
 from safetensors.numpy import load_file
 
 import makel
-from makel.datasets import load
+from makel.datasets import load, split
 from makel.errors import DatasetError, ParityError, TrainingError, UsageError
 from makel.model.session import Session
 from makel.training.export import check_parity, torch_scores
 from makel.training.features import FeatureCache, extract
 from makel.training.fit import FitSummary, build_detector, choose_device, fit
+from makel.training.implants import implant_all
 from makel.training.loop import Checkpoint, train
 
 SETTINGS = {"size": 64, "epochs": 2}
@@ -165,12 +167,22 @@ def test_auto_device_is_one_that_is_there():
 
 
 @pytest.fixture(scope="module")
-def trained(fitted, line):
+def trained(fitted, line, tmp_path_factory):
     config = makel.methods.load("skip_ae").config_class.preset("fast", **SETTINGS)
     detector = build_detector(makel.methods.load("skip_ae"), config, 0)
-    state = {key: torch.from_numpy(value) for key, value in load_file(fitted.path / "weights.safetensors").items()}
-    assert not detector.load_state_dict(state, strict=False).unexpected_keys
-    detector.eval()
+    # Once more as `fit` did it, since the folder keeps only what was trained.
+    samples = split(load(line), seed=0).fit
+    preparation = fitted.manifest.preprocessing
+    paths = [sample.image_path for sample in samples]
+    cpu, quiet = torch.device("cpu"), lambda *_: None
+    found = extract(
+        detector, paths, preparation, device=cpu, folder=tmp_path_factory.mktemp("features"), progress=quiet
+    )
+    implant = partial(implant_all, detector, found, preparation, tiles=None, seed=0, device=cpu)
+    train(detector, found.cache, seed=0, progress=quiet, implanted=implant)
+    assert list(detector.settled.read) == list(fitted.manifest.method.config["read"])
+    for key, value in load_file(fitted.path / "weights.safetensors").items():
+        np.testing.assert_array_equal(detector.state_dict()[key].numpy(), value)
     paths = [sample.image_path for sample in load(line).good[:3]]
     images = np.stack([image for _, image in makel.images.decode_all(paths, preparation=fitted.manifest.preprocessing)])
     return images, [path.name for path in paths], torch_scores(detector, images)

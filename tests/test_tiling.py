@@ -421,7 +421,7 @@ def test_the_map_of_an_image_moved_by_half_a_tile_is_the_same(fitted) -> None:
     moved = inspector.inspect(drawn[64:, 64:]).anomaly_map
     gap = np.abs(whole - moved)[128:-128, 128:-128]
     assert gap.mean() < 0.2 * whole.mean()
-    assert gap.max() < 0.4 * inspector.calibration.pixel_threshold
+    assert gap.max() < 0.5 * inspector.calibration.pixel_threshold
 
 
 def test_verify_and_evaluate_work_on_tiles(fitted, line: Path, makel_says, tmp_path: Path) -> None:

@@ -27,6 +27,10 @@ from makel.methods.layers import (
 FOLDS = 4
 """Parts the good images fall into, in turn."""
 
+RIDGE, LEAST_VARIANCE = 0.01, 1e-3
+"""What is added to every variance: a share of the mean one, or where that is less, a thousandth of what a normalised
+channel has. Images that hardly differ would else be told apart by rounding, which every runtime does in its own way."""
+
 
 class Reading(nn.Module, ABC):
     """What is learned from residuals of good images, as a distance."""
@@ -80,7 +84,6 @@ class PositionGaussian(Reading):
     """
 
     SHRINKAGES = (0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
-    RIDGE = 0.01
     JUDGED = 64
     """Positions the weight is chosen at, spread over the level: it is one number, and each costs 32 factorisations."""
 
@@ -119,7 +122,7 @@ class PositionGaussian(Reading):
         assert self._sums is not None, "nothing was added"
         weight = self._sums.weight = self._sums.weight or self._choose_shrinkage(self._sums)
         mean, scatter = self._sums.moments([fold for fold in range(FOLDS) if fold != without])
-        factor = torch.linalg.cholesky(_shrink(scatter, scatter.mean(0), weight, self.RIDGE))
+        factor = torch.linalg.cholesky(_shrink(scatter, scatter.mean(0), weight))
         eye = torch.eye(factor.shape[-1], device=factor.device).expand_as(factor)
         inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
         rows, columns = torch.tril_indices(self.channels, self.channels, device=inverse.device)
@@ -157,7 +160,7 @@ class PositionGaussian(Reading):
             gap = out_mean - mean
             out_scatter = (out_scatter + gap[:, :, None] * gap[:, None, :])[judged]
             for index, weight in enumerate(self.SHRINKAGES):
-                shrunk = _shrink(scatter[judged], scatter.mean(0), weight, self.RIDGE)
+                shrunk = _shrink(scatter[judged], scatter.mean(0), weight)
                 losses[index] += _negative_log_likelihood(shrunk, out_scatter)
         return self.SHRINKAGES[int(losses.argmin())]
 
@@ -229,7 +232,6 @@ class NearestResidual(Reading):
     """Residuals the bank is chosen among, drawn from all."""
     CHUNK = 512
     """Members compared with at a time; bounds the memory a batch needs."""
-    RIDGE = 0.01
 
     mean: Tensor
     whitener: Tensor
@@ -274,9 +276,8 @@ class NearestResidual(Reading):
     def _choose(self, drawn: _Drawn) -> Tensor:
         """Set whitener and scale, whiten the candidates, and give the places of the bank's members among them."""
         mean, covariance = drawn.moments.solve()
-        ridge = self.RIDGE * covariance.diagonal().mean() * torch.eye(len(covariance), dtype=covariance.dtype)
         self.mean.copy_(mean)
-        self.whitener.copy_(torch.linalg.inv(torch.linalg.cholesky(covariance + ridge)))
+        self.whitener.copy_(torch.linalg.inv(torch.linalg.cholesky(covariance + _ridge(covariance))))
         drawn.rows = self._whiten(drawn.rows)
         members = choose_coreset(drawn.rows, min(self.most, len(drawn.rows)), project=64).cpu()
         distances = []
@@ -340,10 +341,15 @@ class Alignment:
         return float(1 - (within[varied] / variance[varied]).mean()) if varied.any() else 0.0
 
 
-def _shrink(scatter: Tensor, pooled: Tensor, weight: float, ridge: float) -> Tensor:
+def _ridge(covariance: Tensor) -> Tensor:
+    """(C, C) for a (C, C)."""
+    least = (RIDGE * covariance.diagonal().mean()).clamp_min(LEAST_VARIANCE)
+    return least * torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+
+
+def _shrink(scatter: Tensor, pooled: Tensor, weight: float) -> Tensor:
     """(P, C, C) shrunk towards a (C, C)."""
-    floor = ridge * pooled.diagonal().mean() * torch.eye(len(pooled), device=pooled.device)
-    return (1 - weight) * scatter + (weight * pooled + floor)
+    return (1 - weight) * scatter + (weight * pooled + _ridge(pooled))
 
 
 def _negative_log_likelihood(covariance: Tensor, scatter: Tensor) -> float:
