@@ -14,6 +14,7 @@ import os
 import platform
 import subprocess
 import tempfile
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -93,14 +94,18 @@ def study(category: Path, seed: int, folder: Path) -> list[dict[str, object]]:
     parts = split(dataset, seed=seed)
     preparation = Preparation.of(decode_all(sample.image_path for sample in parts.fit))
     rows = []
+    extracted: dict[tuple[int, ...], list] = {}
     for name, (detector_class, changes) in VARIANTS.items():
-        detector = build_detector(detector_class, Config.preset("fast", **changes), seed)
-        good, test = (
-            extract(detector, [s.image_path for s in samples], preparation, **WHERE, folder=folder)
-            for samples in (parts.fit, dataset.test)
-        )
-        implanted = implant_all(detector, good, preparation, tiles=None, seed=seed, device=WHERE["device"])
-        train(detector, good.cache, seed=seed, progress=WHERE["progress"], implanted=implanted)
+        config = Config.preset("fast", **changes)
+        detector = build_detector(detector_class, config, seed)
+        if config.blocks not in extracted:
+            extracted[config.blocks] = [
+                extract(detector, [s.image_path for s in samples], preparation, **WHERE, folder=folder)
+                for samples in (parts.fit, dataset.test)
+            ]
+        good, test = extracted[config.blocks]
+        implant = partial(implant_all, detector, good, preparation, tiles=None, seed=seed, device=WHERE["device"])
+        train(detector, good.cache, seed=seed, progress=WHERE["progress"], implanted=implant)
         with torch.no_grad():
             scored = [detector.scores(features) for features in test.cache]
         scores, maps = torch.cat([each.image for each in scored]), torch.cat([each.anomaly_map for each in scored])

