@@ -24,7 +24,7 @@ from safetensors.torch import save
 
 from makel.calibration import Calibration, images_needed
 from makel.calibration import calibrate as fit_calibration
-from makel.datasets import Dataset, digest, folds, load, split
+from makel.datasets import Dataset, digest, folds, hashes, load, split
 from makel.errors import CalibrationError, DatasetError, ImageError, UsageError
 from makel.evaluation.report import find_doubtful, write_fit_report
 from makel.images import Preparation, decode_all, open_rows, prepare, read_header, shown
@@ -43,6 +43,7 @@ from makel.model.manifest import (
     Manifest,
     Method,
     Provenance,
+    short_hash,
 )
 from makel.model.scan import Run, Scan
 from makel.model.session import Runner, Session
@@ -386,6 +387,11 @@ def fit(
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 machine=f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, {where.type}",
                 versions=_versions(),
+                fit_hashes=tuple(map(short_hash, hashes(to_fit))),
+                calibrate_hashes=tuple(
+                    short_hash(each)
+                    for each in hashes([sample for sample in parts.calibrate if sample.image_path in used])
+                ),
                 holdout=() if calibrate == "cross" else tuple(_relative(path, dataset.root) for path in held_out.paths),
             ),
             fit=Fit(
