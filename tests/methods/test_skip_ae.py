@@ -219,6 +219,16 @@ def test_the_reading_is_chosen_by_what_finds_implanted_defects(shaped_backbone, 
         assert torch.equal(again.eval().score(seen).image, detector.score(seen).image)
 
 
+def test_sources_may_all_be_of_one_fold(shaped_backbone, as_cache):
+    levels = product_of("anywhere", 48, torch.Generator().manual_seed(3))
+    settings = {"size": 16, "blocks": (1, 2, 3), "widths": (4, 4), "skips": (0,), "epochs": 1, "join": False}
+    detector = SkipAE(Config(**settings), shaped_backbone((3, 3, 3), (1, 2, 4)))
+    bad, _ = as_cache(*(level[::4] + 1 for level in levels))
+    implanted = Implanted(bad, tuple(range(0, 48, 4)))
+    loop.train(detector, as_cache(*levels)[0], seed=0, progress=lambda *_: None, implanted=lambda: implanted)
+    assert detector.settled.read in ((1, 2), (0, 1, 2))
+
+
 def test_without_implanted_defects_every_level_is_read_by_gaussians(shaped_backbone, as_cache):
     settings = {"size": 16, "blocks": (1, 2), "widths": (4, 4), "skips": (0,), "epochs": 1, "join": False}
     detector = SkipAE(Config(**settings), shaped_backbone((3, 5), (1, 2)))

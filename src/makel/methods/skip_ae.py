@@ -311,6 +311,8 @@ class SkipAE(Detector):
         for fold in range(FOLDS):
             good = [source for source in clean if source % FOLDS == fold]
             bad = [index for index, source in enumerate(implanted.sources) if source % FOLDS == fold]
+            if not good or not bad:  # sources are spread evenly, and may all be of one fold
+                continue
             for (name, level), reading in readings.items():
                 reading.solve(without=fold)
                 for into, residuals in zip(
