@@ -1,7 +1,10 @@
+import warnings
 from itertools import combinations
 
 import cv2
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from sklearn.datasets import load_sample_images
@@ -9,7 +12,7 @@ from torch import nn
 
 from makel.errors import UsageError, WeightsError
 from makel.training import weights
-from makel.training.backbones import Backbone, architecture, build
+from makel.training.backbones import Backbone, architecture, build, pad_within
 from makel.training.facts import FACTS, facts_of
 from makel.training.torchvision_import import import_timm
 
@@ -234,6 +237,37 @@ def test_recognises_what_two_photographs_show(photographs):
             logits = classifier.eval()((image - 0.5) / 0.5)
         said.append(names.index_to_description(int(logits.argmax())))
     assert said == ["palace", "daisy"]
+
+
+@pytest.mark.parametrize("side", [12, 13])
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(3, 2, 1), (5, 2, 1), (3, 2, 2)])
+def test_padding_within_a_convolution_is_the_one_before_it(side, kernel, stride, dilation, tmp_path):
+    torch.manual_seed(0)
+    before = import_timm().layers.create_conv2d(
+        4, 4, kernel, stride=stride, dilation=dilation, padding="same", depthwise=True, bias=True
+    )
+    assert type(before).__name__ == "Conv2dSame"
+    network = nn.Sequential(nn.Sequential(before)).requires_grad_(False)
+    x = torch.randn(2, 4, side, side)
+    expected = network(x)
+    pad_within(network)
+    assert torch.equal(network(x), expected)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecation notice
+        torch.onnx.export(network, (x,), str(tmp_path / "n.onnx"), dynamo=False, do_constant_folding=False)
+    assert [node.op_type for node in onnx.load(tmp_path / "n.onnx").graph.node] == ["Conv"]
+    session = onnxruntime.InferenceSession(tmp_path / "n.onnx")
+    out = session.run(None, {session.get_inputs()[0].name: x.numpy()})[0]
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_blocks_alone_are_the_same(lite0):
+    image = torch.rand(1, 3, 64, 64)
+    first = lite0.first(2)
+    assert (first.blocks, first.channels, first.strides) == ((1, 2), (24, 40), (4, 8))
+    assert first.to_json() == {**lite0.to_json(), "blocks": [1, 2]}
+    for alone, among in zip(first(image), lite0(image)[:2], strict=True):
+        assert torch.equal(alone, among)
 
 
 def test_features_tell_photographs_apart_where_random_weights_fail(lite0, photographs):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -84,6 +85,9 @@ class PositionGaussian(Reading):
     """
 
     SHRINKAGES = (0.01, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+    BLOCK = 40
+    """Rows of the factor that are multiplied at a time: what is above the diagonal need not be read, and reading the
+    factors is what takes the time."""
     JUDGED = 64
     """Positions the weight is chosen at, spread over the level: it is one number, and each costs 32 factorisations."""
 
@@ -99,10 +103,12 @@ class PositionGaussian(Reading):
         self.register_buffer("whitener", torch.zeros(side * side, triangle, dtype=torch.float16))
         self.register_buffer("shrinkage", torch.zeros(()))
         self.channels = channels
+        blocks = max(1, round(channels / self.BLOCK))
+        self._edges = [channels * block // blocks for block in range(blocks + 1)]
         # Where each entry of the matrix stands in the packed row; what is above the diagonal, at the zero behind it.
         unpack = torch.full((channels, channels), triangle)
         unpack[tuple(torch.tril_indices(channels, channels))] = torch.arange(triangle)
-        self.register_buffer("unpack", unpack.flatten(), persistent=False)
+        self.register_buffer("unpack", unpack, persistent=False)
         self._sums: _Sums | None = None
 
     def add(self, x: Tensor, first: int) -> None:
@@ -136,13 +142,16 @@ class PositionGaussian(Reading):
 
     def forward(self, x: Tensor) -> Tensor:
         """Squared Mahalanobis distance a channel, (N, 1, H, W), of (N, C, H, W) features: near 1 for good ones."""
-        n, channels, height, width = x.shape
-        centred = (x - self.mean).flatten(2).permute(2, 1, 0)  # (HW, C, N)
+        n, _, height, width = x.shape
+        centred = (x - self.mean).flatten(2).permute(2, 0, 1)  # (HW, N, C)
         packed = torch.cat([self.whitener, torch.zeros_like(self.whitener[:, :1])], 1)
-        whitener = packed[:, self.unpack].float().reshape(-1, channels, channels)
-        white = torch.bmm(whitener, centred)  # (HW, C, N)
+        white = []
+        for start, stop in pairwise(self._edges):
+            part = packed[:, self.unpack[start:stop, :stop].T.flatten()].float().reshape(-1, stop, stop - start)
+            white.append(torch.bmm(centred[:, :, :stop], part))
+        every = torch.cat(white, 2)  # (HW, N, C)
         # x * x, since ONNX Runtime takes ten times as long for the Pow that square() becomes.
-        return (white * white).mean(1).T.reshape(n, 1, height, width)
+        return (every * every).mean(2).T.reshape(n, 1, height, width)
 
     @staticmethod
     def _by_position(x: Tensor) -> Tensor:
@@ -159,8 +168,9 @@ class PositionGaussian(Reading):
             out_mean, out_scatter = sums.moments([fold])
             gap = out_mean - mean
             out_scatter = (out_scatter + gap[:, :, None] * gap[:, None, :])[judged]
+            pooled, own = scatter.mean(0), scatter[judged]
             for index, weight in enumerate(self.SHRINKAGES):
-                shrunk = _shrink(scatter[judged], scatter.mean(0), weight)
+                shrunk = _shrink(own, pooled, weight)
                 losses[index] += _negative_log_likelihood(shrunk, out_scatter)
         return self.SHRINKAGES[int(losses.argmin())]
 

@@ -41,12 +41,12 @@ The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmark
     features have their place: Gaussians read the finest two levels. Else these are the surface's noise, and the
     coarsest two levels are read, or all, by Gaussians or by the nearest: by what tells good images best from the same
     with a made-up defect, every image judged by a reading that was fitted without it (`residual_layers.separation`,
-    `makel.training.implants`).
+    `makel.training.implants`). Levels that are not read because the product lies the same way are not computed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise, product
 from typing import Any, ClassVar, Literal, cast
@@ -171,17 +171,15 @@ class SkipAE(Detector):
         self.projections = nn.ModuleList(projections)
         norms = [ChannelNorm(c) for c in channels]
         self.norms = cast("Sequence[ChannelNorm]", nn.ModuleList(norms if config.normalise else []))
-        self.autoencoder = SkipAutoencoder(
-            channels, [(sides[0] // side).bit_length() - 1 for side in sides[1:]], config.widths, config.skips
-        )
         self._shapes = list(zip(channels, sides, strict=True))
+        self.autoencoder = self._make_autoencoder()
         if any(not 0 <= level < len(sides) for level in config.read):
             raise UsageError(f"read={config.read} names levels that are not there: there are 0 to {len(sides) - 1}")
         self.readings = nn.ModuleDict()
         self._aligned = False
         self._settled = config
         if config.residual in ("gaussian", "nearest"):
-            self._settle(config.residual, config.read or tuple(range(len(sides))))
+            self._settle(config.residual, self._make_readings(config.residual, config.read or range(len(sides))))
         self.register_load_state_dict_pre_hook(_settle_before_load)  # type: ignore[no-untyped-call]
 
     @property
@@ -205,6 +203,8 @@ class SkipAE(Detector):
         for norm in self.norms:
             norm.solve()
         self._aligned = alignment.solve() > ALIGNED and not self.config.shared_position
+        if self._aligned and self.config.residual != "l2":
+            self._keep(len(self._runs()[-1]))
 
     def optimizers(self, steps: int) -> dict[str, tuple[torch.optim.Optimizer, Any]]:
         """One optimiser, for the autoencoder."""
@@ -245,11 +245,29 @@ class SkipAE(Detector):
             maps = [residual.square().sum(1, keepdim=True).sqrt() for residual in residuals]
         return finish_level_scores(maps, self.config.size, self.config.top, self.inspected)
 
+    def _make_autoencoder(self) -> SkipAutoencoder:
+        channels, sides = zip(*self._shapes, strict=True)
+        halvings = [(sides[0] // side).bit_length() - 1 for side in sides[1:]]
+        return SkipAutoencoder(channels, halvings, self.config.widths, self.config.skips)
+
+    def _keep(self, count: int) -> None:
+        """Go on with the finest levels alone, as if built for no others: what only the rest need costs time."""
+        if count == len(self._shapes):
+            return
+        device = next(self.parameters()).device
+        blocks = count + 1 if self.config.join else count
+        self.backbone = self.backbone.first(blocks).to(device)
+        self.projections = self.projections[:blocks]
+        self.norms = self.norms[:count]
+        self._shapes = self._shapes[:count]
+        self.autoencoder = self._make_autoencoder().to(device)
+
     def _levels(self, features: Features) -> list[Tensor]:
         levels = self._align(features)
         return [norm(level) for norm, level in zip(self.norms, levels, strict=True)] if self.norms else levels
 
     def _align(self, features: Features) -> list[Tensor]:
+        features = features[: len(self.projections)]  # those of `_keep`, of features that were computed before it
         if self.config.grid:
             return [torch.cat([to_side(level, self.config.grid) for level in features], 1)]
         if self.config.join and len(features) > 1:
@@ -257,10 +275,14 @@ class SkipAE(Detector):
             return [torch.cat([to_side(fine, coarse.shape[-1]), coarse], 1) for fine, coarse in pairs]
         return list(features)
 
-    def _settle(self, name: str, levels: tuple[int, ...]) -> None:
-        """Read these levels by this reading from now on."""
-        self._settled = replace(self.config, residual=cast("Any", name), read=levels)
-        self.readings = nn.ModuleDict({str(level): self._reading(name, level) for level in levels})
+    def _settle(self, name: str, readings: Mapping[int, Reading]) -> None:
+        """Read levels by these readings, of this name, from now on."""
+        blocks = tuple(sorted(self.config.blocks)[: len(self.backbone.blocks)])
+        self._settled = replace(self.config, blocks=blocks, residual=cast("Any", name), read=tuple(readings))
+        self.readings = nn.ModuleDict({str(level): reading for level, reading in readings.items()})
+
+    def _make_readings(self, name: str, levels: Iterable[int]) -> dict[int, Reading]:
+        return {level: self._reading(name, level) for level in levels}
 
     def _reading(self, name: str, level: int) -> Reading:
         channels, side = self._shapes[level]
@@ -287,8 +309,7 @@ class SkipAE(Detector):
             clean |= {source: [each[source - count] for each in residuals] for source in here}
             count += len(features[0])
         name, chosen = (names[0], runs[-1]) if implanted is None else self._choose(readings, runs, clean, implanted)
-        self._settled = replace(self.config, residual=cast("Any", name), read=chosen)
-        self.readings = nn.ModuleDict({str(level): readings[name, level] for level in chosen})
+        self._settle(name, {level: readings[name, level] for level in chosen})
         for reading in cast("Sequence[Reading]", self.readings.values()):
             reading.solve()
             reading.release()
@@ -343,5 +364,5 @@ def _settle_before_load(detector: SkipAE, state: dict[str, Tensor], prefix: str,
     kinds = {key.removeprefix(start).split(".")[0]: "gaussian" for key in state if key.startswith(start)}
     kinds |= {level: "nearest" for level in kinds if f"{start}{level}.bank" in state}
     for name in set(kinds.values()):
-        detector._settle(name, tuple(sorted(map(int, kinds))))
+        detector._settle(name, detector._make_readings(name, sorted(map(int, kinds))))
         detector.readings.to(next(detector.parameters()).device)
