@@ -4,7 +4,8 @@
     python benchmarks/first_model.py ../shared/data/toothbrush ../shared/data/magnetic_tile [--seeds 0,1,2]
 
 Every step is the command a user would type, in a process of its own. Seconds are wall time with decoding inside, memory
-is the process's peak resident size, latency is one decoded image to its verdict, decoding not inside.
+is the peak resident size of the process, latency is one decoded image to its verdict, decoding not inside:
+`latency_*` of the images as they are, by `makel evaluate`, `latency_256_*` of the same ones at 256x256.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+CALLS = 300
 RESULTS = Path(__file__).parent / "results" / "first_model.csv"
 METRICS = (
     "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_30", "aupro_05",
@@ -40,6 +42,29 @@ def run(*command: str) -> tuple[str, float, float]:
     return text, seconds, usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
+def latency_256(model: str, category: Path) -> dict[str, float]:
+    """Milliseconds from a decoded 256x256 image to its verdict, on two threads, in this process."""
+    import cv2
+    import numpy as np
+
+    import makel
+    from makel.datasets import load
+    from makel.images import read
+
+    inspector = makel.Inspector.load(model, threads=2)
+    images = [
+        cv2.resize(read(sample.image_path), (256, 256), interpolation=cv2.INTER_AREA)
+        for sample in load(category).test[:CALLS]
+    ]
+    elapsed_ms = []
+    for call in range(-10, CALLS):
+        began = time.perf_counter()
+        inspector.inspect(images[call % len(images)])
+        if call >= 0:
+            elapsed_ms.append(1000 * (time.perf_counter() - began))
+    return {f"latency_256_p{rank}_ms": round(float(np.percentile(elapsed_ms, rank)), 3) for rank in (50, 95, 99)}
+
+
 def measure(category: Path, seed: int, options: list[str]) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         model = f"{folder}/model"
@@ -51,6 +76,8 @@ def measure(category: Path, seed: int, options: list[str]) -> dict[str, object]:
         result = json.loads(evaluated)
         image = next((category / "test" / "good").iterdir())
         cold = sorted(run("inspect", model, str(image), "--json")[1:] for _ in range(5))[2]
+        command = [sys.executable, __file__, str(category), "--latency", model]
+        latency = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         size_mb = sum(path.stat().st_size for path in Path(model).rglob("*") if path.is_file()) / 1e6
     return {
         "category": category.name,
@@ -58,6 +85,7 @@ def measure(category: Path, seed: int, options: list[str]) -> dict[str, object]:
         "options": " ".join(options),
         **{key: result[key] for key in METRICS},
         **{f"latency_{key}_ms": value for key, value in result["latency_ms"].items() if key.startswith("p")},
+        **latency,
         "n_fit": summary["n_fit"],
         "n_calibrate": summary["n_calibrate"],
         "promised_false_reject": summary["promised_false_reject"],
@@ -81,7 +109,11 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--options", default="", help="further options of makel fit, such as '--epochs 20'")
+    parser.add_argument("--latency", metavar="MODEL", help="time a model on 256x256 images, here, and print it as JSON")
     args = parser.parse_args()
+    if args.latency:
+        print(json.dumps(latency_256(args.latency, args.categories[0])))
+        return
     rows = [
         measure(category, int(seed), args.options.split())
         for category in args.categories

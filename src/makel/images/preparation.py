@@ -139,6 +139,10 @@ def _resize(image: NDArray[Any], size: int) -> NDArray[Any]:
     """(H, W, ...) to (size, size, ...) in the same type, each axis in the way that suits it."""
     height, width = image.shape[:2]
     pixels = image if image.ndim == 2 or image.shape[2] == 3 else image[..., 0]
+    # The same average, but for rounding, in a quarter of the time: OpenCV is quick at halving.
+    while width % (2 * size) == 0 and height % (2 * size) == 0:
+        width, height = width // 2, height // 2
+        pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     # OpenCV turns area averaging off for both axes when one of them grows: shrink first.
     smaller = (min(width, size), min(height, size))
     if smaller != (width, height):
