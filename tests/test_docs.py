@@ -143,7 +143,7 @@ def keys_of(path, owner):
 @pytest.mark.parametrize(
     ("command", "path", "owner", "more"),
     [
-        ("fit", "src/makel/training/fit.py", "FitSummary", set()),
+        ("fit", "src/makel/training/summary.py", "FitSummary", set()),
         ("evaluate", "src/makel/evaluation/protocol.py", "Evaluation", set()),
         ("evaluate", "src/makel/evaluation/protocol.py", "KindResult", set()),
         ("inspect", "src/makel/types.py", "Verdict", {"path", "error"}),

@@ -25,9 +25,10 @@ from makel.errors import DatasetError, ParityError, TrainingError, UsageError
 from makel.model.session import Session
 from makel.training.export import check_parity, torch_scores
 from makel.training.features import FeatureCache, extract
-from makel.training.fit import FitSummary, build_detector, choose_device, fit
+from makel.training.fit import build_detector, choose_device, fit
 from makel.training.implants import implant_all
 from makel.training.loop import Checkpoint, train
+from makel.training.summary import FitSummary
 
 SETTINGS = {"size": 64, "epochs": 2}
 

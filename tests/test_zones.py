@@ -414,9 +414,7 @@ def test_the_keys_of_the_file_are_documented(tmp_path):
 
 
 def test_a_zone_in_which_the_map_says_nothing_is_refused():
-    from makel.training.fit import calibrate_zones
-
     zones = on((16, 16), zone("inspect", "own", false_reject=0.25))
     found = calibrate((0.1, 0.2, 0.3), (0.1, 0.2, 0.3), false_reject=0.25)
     with pytest.raises(CalibrationError, match="are zero in zone 'own'"):
-        calibrate_zones(zones, found, np.zeros((3, 1), np.float32))
+        zones.calibrated(found, {"own": calibrate((0, 0, 0), (0, 0, 0), false_reject=0.25)})

@@ -123,6 +123,21 @@ def test_what_is_gathered_are_good_parts_as_they_came(taught):
     assert len(found.all) == 11
 
 
+def test_another_budget_needs_no_picture(station):
+    candidates = Candidates(station)
+    with pytest.raises(UsageError, match="needs false_reject"):
+        candidates.begin("part", "budget", false_reject=None, join=True, by="ada", role="engineer")
+    before = station.inspector("part").calibration
+    found = made(candidates, kind="budget", join=False, false_reject=0.5)
+    assert (found.state, found.problem, found.join) == ("ready", "", True)
+    assert (found.n_passed, found.summary["n_images"], found.summary["n_calibrate"]) == (0, 0, before.n)
+    candidates.activate("part", found.id, by="ada", role="engineer")
+    after = station.inspector("part").calibration
+    assert after.image_scores == before.image_scores
+    assert after.requested_false_reject == 0.5
+    assert after.image_threshold < before.image_threshold
+
+
 def test_without_good_pictures_there_is_no_candidate(station):
     found = made(Candidates(station))
     assert (found.state, found.version) == ("failed", None)

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import file_digest, sha256
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,15 @@ from numpy.typing import NDArray
 from makel import __version__
 from makel.calibration import Calibration, images_needed
 from makel.calibration import calibrate as from_scores
-from makel.errors import CalibrationError, DatasetError, ImageError
+from makel.errors import DatasetError
+from makel.evaluation.held_out import HeldOut, score_held_out
 from makel.evaluation.report import find_doubtful, write_fit_report
-from makel.images import decode_all, open_rows, shown
+from makel.images import shown
 from makel.model import folder as model_folder
 from makel.model.folder import ModelFolder
 from makel.model.golden import replay
 from makel.model.layout import place_on_input
 from makel.model.manifest import MANIFEST_NAME, REPORT_NAME, Draft, Manifest, Recalibration, short_hash
-from makel.model.scan import Scan
 from makel.model.session import Runner
 from makel.model.zones import Zones
 
@@ -103,16 +104,6 @@ class Recalibrated:
         ]
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Fresh images as the model scores them: scores (N,), and the highest value of each part of the map (N, parts)."""
-
-    paths: tuple[Path, ...]
-    hashes: tuple[str, ...]
-    scores: NDArray[np.float32]
-    peaks: NDArray[np.float32]
-
-
 def recalibrate(
     folder: ModelFolder,
     runner: Runner,
@@ -130,7 +121,8 @@ def recalibrate(
         folder: The model, opened.
         runner: What runs it, from `session.open_session`. Its golden images are replayed first.
         images: Good images that it was not fitted on. Copies count once; images the manifest knows to have been fitted
-            on are left out, as are those that cannot be read.
+            are left out, as are those that cannot be read. Together with `join` there may be none: the scores that the
+            model has are then given another budget.
         out: The model folder to write; not the one that is read.
         data_name: What to call the images.
         false_reject: Share of good parts that may be rejected; None for the model's own. Zones keep theirs.
@@ -155,11 +147,20 @@ def recalibrate(
     replay(folder, runner)
     fresh, left_out = _fresh(images, manifest, join=join)
     with model_folder.staging(target) as stage:
-        measured, unreadable = _measure(fresh, manifest, runner, progress)
-        left_out += unreadable
-        if measured is None:
+        progress("scoring", 0, len(fresh))
+        measured = score_held_out(
+            runner.run,
+            list(fresh.values()),
+            manifest.preprocessing,
+            place_on_input(manifest.zones or Zones(), manifest.preprocessing.size),
+            manifest.tiling,
+            progress=partial(progress, "scoring"),
+        )
+        left_out += map(str, measured.unreadable)
+        if not measured.paths and (images or not join):
             raise DatasetError(f"no fresh good image is left of {len(images)}: {left_out[0]}" if left_out else _NONE)
-        draft = _draft(manifest, measured, budget, join, data_name)
+        hash_of = {path: content for content, path in fresh.items()}
+        draft = _draft(manifest, measured, [hash_of[path] for path in measured.paths], budget, join, data_name)
         for name in manifest.files:
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             (stage / name).write_bytes(folder.read(name))
@@ -216,41 +217,9 @@ def _digest(hashes: Sequence[str] | dict[str, Path]) -> str:
     return total.hexdigest()
 
 
-def _measure(
-    fresh: dict[str, Path], manifest: Manifest, runner: Runner, progress: Progress
-) -> tuple[_Measured | None, list[str]]:
-    """Score the images one by one, as the line does; gives those that could be read, and why others could not."""
-    layout = place_on_input(manifest.zones or Zones(), manifest.preprocessing.size)
-    rows: list[tuple[Path, str, float, NDArray[np.float32]]] = []
-    unreadable: list[str] = []
-    hash_of = {path: content for content, path in fresh.items()}
-    progress("scoring", 0, len(fresh))
-    if manifest.tiling is not None:
-        for done, path in enumerate(hash_of, start=1):
-            try:
-                with open_rows(path) as source:
-                    scan = Scan(source, manifest.tiling, manifest.preprocessing, runner.run, name=shown(path))
-                    peak = max(float(band.max()) for band in scan.bands())
-                rows.append((path, hash_of[path], scan.score, np.array([peak], np.float32)))
-            except ImageError as error:
-                unreadable.append(str(error))
-            progress("scoring", done, len(fresh))
-    else:
-        decoded = decode_all(list(hash_of), preparation=manifest.preprocessing)
-        for done, (path, image) in enumerate(decoded, start=1):
-            if isinstance(image, ImageError):
-                unreadable.append(str(image))
-            else:
-                out = runner.run(image[None])
-                rows.append((path, hash_of[path], float(out.image[0]), layout.peaks(out.anomaly_map[0, 0])))
-            progress("scoring", done, len(fresh))
-    if not rows:
-        return None, unreadable
-    paths, contents, scores, peaks = zip(*rows, strict=True)
-    return _Measured(paths, contents, np.array(scores, np.float32), np.stack(peaks)), unreadable
-
-
-def _draft(manifest: Manifest, measured: _Measured, budget: float, join: bool, data_name: str) -> Draft:
+def _draft(
+    manifest: Manifest, measured: HeldOut, measured_hashes: Sequence[str], budget: float, join: bool, data_name: str
+) -> Draft:
     old, before = manifest.calibration, manifest.recalibration
 
     def renewed(
@@ -266,17 +235,12 @@ def _draft(manifest: Manifest, measured: _Measured, budget: float, join: bool, d
 
     calibration = renewed(measured.scores, measured.peaks[:, 0], old, budget)
     zones = manifest.zones
-    if zones is not None and zones.judged:
+    if zones is not None:
         own = {
             zone.name: renewed(peaks := measured.peaks[:, number], peaks, zone.calibration, zone.false_reject or 0.0)
             for number, zone in enumerate(zones.judged, start=1)
         }
-        if not min(each.image_threshold for each in (calibration, *own.values())) > 0:
-            raise CalibrationError(
-                "the scores of these good images are zero in a zone or in the rest: no threshold follows from them"
-            )
-        judged = [zone.model_copy(update={"calibration": own.get(zone.name)}) for zone in zones.zones]
-        zones = zones.model_copy(update={"zones": tuple(judged)})
+        zones = zones.calibrated(calibration, own)
     kept = before.hashes if join and before else ()
     changes = {
         "calibration": calibration,
@@ -285,18 +249,18 @@ def _draft(manifest: Manifest, measured: _Measured, budget: float, join: bool, d
         "recalibration": Recalibration(
             model_id=manifest.model_id,
             data_name=data_name,
-            data_digest=_digest(measured.hashes),
+            data_digest=_digest(measured_hashes),
             n_images=len(measured.paths),
             joined=join,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             makel_version=__version__,
-            hashes=(*kept, *map(short_hash, measured.hashes)),
+            hashes=(*kept, *map(short_hash, measured_hashes)),
         ),
     }
     return Draft(**{name: changes.get(name, getattr(manifest, name)) for name in Draft.model_fields})
 
 
-def _report(stage: Path, draft: Draft, measured: _Measured, runner: Runner, left_out: Sequence[str]) -> None:
+def _report(stage: Path, draft: Draft, measured: HeldOut, runner: Runner, left_out: Sequence[str]) -> None:
     """The report anew: it holds thresholds, and the good images that deserve a look."""
     log = stage / _LOG_NAME
     epochs = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
@@ -309,7 +273,7 @@ def _report(stage: Path, draft: Draft, measured: _Measured, runner: Runner, left
     )
 
 
-def _above(measured: _Measured, manifest: Manifest) -> int:
+def _above(measured: HeldOut, manifest: Manifest) -> int:
     """How many images score above the threshold of any part."""
     above = measured.scores > manifest.calibration.image_threshold
     for number, zone in enumerate(manifest.zones.judged if manifest.zones else (), start=1):

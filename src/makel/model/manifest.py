@@ -137,7 +137,7 @@ class Recalibration(Section):
         model_id: The model whose thresholds were replaced. The network is the same.
         data_name: Name of the folder of fresh good images.
         data_digest: As `Provenance.data_digest`, of the fresh images.
-        n_images: Number of fresh images.
+        n_images: Number of fresh images; 0 where the known scores were only given another budget.
         joined: Whether the scores that the thresholds before came from were kept beside those of the fresh images.
         created: UTC time, ISO 8601.
         makel_version: The makel that did it.
@@ -147,7 +147,7 @@ class Recalibration(Section):
     model_id: str
     data_name: str
     data_digest: str
-    n_images: int = Field(ge=1)
+    n_images: int = Field(ge=0)
     joined: bool
     created: str
     makel_version: str

@@ -23,11 +23,12 @@ from __future__ import annotations
 import base64
 import os
 import tomllib
+from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import cv2
 import numpy as np
@@ -35,7 +36,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from makel.calibration import Calibration
-from makel.errors import ImageError, UsageError
+from makel.errors import CalibrationError, ImageError, UsageError
 from makel.images import read as read_image
 from makel.images import shown
 
@@ -121,6 +122,25 @@ class Zones(_Table):
                 f"{name} is {width_px}x{height_px}; the zones of this model were drawn on {width}x{height}, and on "
                 "another aspect they would lie elsewhere: give images like those, or draw the zones again and fit again"
             )
+
+    def calibrated(self, calibration: Calibration, own: Mapping[str, Calibration]) -> Self:
+        """The zones with a threshold for each that is judged by itself.
+
+        Args:
+            calibration: The calibration of the rest of the image.
+            own: That of each zone that is judged by itself, by name.
+
+        Raises:
+            CalibrationError: A threshold is zero: the map says nothing in that zone, or in the rest.
+        """
+        for name, found in own.items():
+            if not min(found.image_threshold, calibration.image_threshold) > 0:
+                raise CalibrationError(
+                    f"the scores of good images are zero in zone {name!r} or in the rest: no threshold follows from "
+                    "them, leave the zone out or draw it larger"
+                )
+        zones = tuple(zone.model_copy(update={"calibration": own.get(zone.name)}) for zone in self.zones)
+        return self.model_copy(update={"zones": zones})
 
     def promise(self, calibration: Calibration) -> float:
         """What all parts together promise: the sum, since different parts may reject different good images."""

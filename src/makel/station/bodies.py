@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from makel.station.candidate import Kind
+
 
 class RegionBody(BaseModel):
     """One area of the thresholded anomaly map, in pixels of the image."""
@@ -361,9 +363,13 @@ class CandidateRequestBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Literal["recalibrate", "refit"] = "recalibrate"
+    kind: Kind = "recalibrate"
     false_reject: float | None = Field(
-        None, gt=0, lt=1, description="Share of good parts that may be rejected; that of the version that judges"
+        None,
+        gt=0,
+        lt=1,
+        description="Share of good parts that may be rejected; that of the version that judges, but for kind `budget`, "
+        "which has to say it",
     )
     join: bool = Field(
         True, description="Of a re-calibration: keep the scores of the present thresholds beside the new ones"

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 NAME = "candidate.json"
 
-Kind = Literal["recalibrate", "refit"]
+Kind = Literal["recalibrate", "refit", "budget"]
 State = Literal["making", "testing", "ready", "refused", "failed", "active"]
 
 
@@ -20,7 +20,8 @@ class Candidate:
     Attributes:
         id: Its name here.
         name: The model it is for.
-        kind: "recalibrate" or "refit".
+        kind: "recalibrate", "refit", or "budget", which is a re-calibration without images: other thresholds from the
+            scores that the present ones come from.
         base_version: The version that judged when it was begun.
         base_model_id: The same.
         newest: The highest version there was.

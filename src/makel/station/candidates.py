@@ -1,9 +1,9 @@
 """From what people say of parts to a version that may judge: made, tested on what is known, and only then activated.
 
-A candidate is a re-calibration (the same network, thresholds from the good parts of the line as it is now) or a refit
-(the images of the version that judges, and the good parts people spoke of, fitted anew). Either is compared with the
-version that judges on every kept picture with an answer before it can take its place (`regression`). The way back is
-the registry's.
+A candidate is a re-calibration (the same network, thresholds from the good parts of the line as it is now), a refit
+(the images of the version that judges, and the good parts people spoke of, fitted anew), or another budget (thresholds
+from the scores that the present ones come from). Each is compared with the version that judges on every kept picture
+with an answer before it can take its place (`regression`). The way back is the registry's.
 
     DIR/candidates/ID/candidate.json   what is known of it
     DIR/candidates/ID/model/           a re-calibrated model, until it is activated
@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from makel.errors import CandidateError, MakelError, NotFoundError, Overloaded, StoreError, UsageError
@@ -86,8 +87,8 @@ class Candidates:
 
         Args:
             name: The model.
-            kind: "recalibrate" or "refit".
-            false_reject: The budget; None for that of the version that judges.
+            kind: "recalibrate", "refit" or "budget".
+            false_reject: The budget; None for that of the version that judges, but not for "budget".
             join: Of a re-calibration: keep the scores of the present thresholds beside the new ones.
             by: Who asks.
             role: In which role.
@@ -95,13 +96,15 @@ class Candidates:
         Raises:
             NotFoundError: There is no such model.
             Overloaded: Another one is being made.
-            UsageError: A refit of this version is not possible here.
+            UsageError: A refit of this version is not possible here, or the budget is not said.
             StoreError: It cannot be recorded, so it is not begun.
         """
         base = self._station.registry.version(name)
         inspector = self._station.inspector(name)
         if kind == "refit" and (reason := refit_obstacle(self._station, name, inspector)):
             raise UsageError(reason)
+        if kind == "budget" and false_reject is None:
+            raise UsageError("a candidate of kind 'budget' needs false_reject: the share of good parts it may reject")
         with self._lock:
             if self._busy or self._closing.is_set():
                 raise Overloaded("another candidate is being made, and one is made at a time: wait for it")
@@ -113,7 +116,7 @@ class Candidates:
                 base_model_id=inspector.model_id,
                 newest=max(version.version for version in self._station.registry.versions(name)),
                 false_reject=inspector.calibration.requested_false_reject if false_reject is None else false_reject,
-                join=join,
+                join=join or kind == "budget",
                 by=by,
                 role=role,
                 began=now(),
@@ -185,10 +188,8 @@ class Candidates:
 
     def _run(self, candidate: Candidate, before: Inspector) -> None:
         try:
-            if candidate.kind == "recalibrate":
-                after = self._recalibrate(candidate, before)
-            else:
-                after = self._refit(candidate, before)
+            make = self._refit if candidate.kind == "refit" else self._recalibrate
+            after = make(candidate, before)
             self._update(candidate.id, state="testing", model_id=after.model_id)
             found = regress(
                 self._station,
@@ -214,19 +215,24 @@ class Candidates:
 
     def _recalibrate(self, candidate: Candidate, before: Inspector) -> Inspector:
         station, folder = self._station, self._folder / candidate.id
-        gathered = gather(station, candidate.name)
+        paths: list[Path] = []
+        gone: list[str] = []
         images = folder / "images"
         images.mkdir()
         try:
-            paths, gone = write_out(station, gathered.all, images)
-            self._update(
-                candidate.id,
-                n_passed=len(gathered.passed),
-                n_said_good=len(gathered.said_good),
-                unanswered=gathered.unanswered,
-            )
-            if not paths:
-                raise UsageError("no picture of a good part is kept: let parts pass, or answer rejects, and try again")
+            if candidate.kind != "budget":
+                gathered = gather(station, candidate.name)
+                paths, gone = write_out(station, gathered.all, images)
+                self._update(
+                    candidate.id,
+                    n_passed=len(gathered.passed),
+                    n_said_good=len(gathered.said_good),
+                    unanswered=gathered.unanswered,
+                )
+                if not paths:
+                    raise UsageError(
+                        "no picture of a good part is kept: let parts pass, or answer rejects, and try again"
+                    )
             source = open_folder(before.folder.path)
             done = recalibrate(
                 source,

@@ -9,7 +9,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
@@ -22,12 +22,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save
 
-from makel.calibration import Calibration, images_needed
 from makel.calibration import calibrate as fit_calibration
+from makel.calibration import images_needed
 from makel.datasets import Dataset, digest, folds, hashes, load, split
-from makel.errors import CalibrationError, DatasetError, ImageError, UsageError
+from makel.errors import DatasetError, ImageError, UsageError
+from makel.evaluation.held_out import HeldOut, scan_image, score_held_out
 from makel.evaluation.report import find_doubtful, write_fit_report
-from makel.images import Preparation, decode_all, open_rows, prepare, read_header, shown
+from makel.images import Preparation, decode_all, read_header, shown
 from makel.methods import load as load_method
 from makel.model import folder as model_folder
 from makel.model import golden
@@ -40,12 +41,10 @@ from makel.model.manifest import (
     Backbone,
     Draft,
     Fit,
-    Manifest,
     Method,
     Provenance,
     short_hash,
 )
-from makel.model.scan import Run, Scan
 from makel.model.session import Runner, Session
 from makel.model.tiling import Tiling
 from makel.model.zones import Zones
@@ -56,6 +55,7 @@ from makel.training.export import check_parity, export_onnx, torch_scores
 from makel.training.features import Extraction, Progress, extract, extract_shared
 from makel.training.implants import implant_all
 from makel.training.loop import Checkpoint, train
+from makel.training.summary import FitSummary
 from makel.training.tiles import TilePlan
 from makel.training.torch_session import TorchSession
 from makel.types import Sample
@@ -67,74 +67,6 @@ N_PARITY = 32
 N_FOLDS = 5
 
 Scheme = Literal["holdout", "cross"]
-
-
-@dataclass(frozen=True)
-class FitSummary:
-    """What fitting did.
-
-    Attributes:
-        path: The model folder.
-        manifest: Its manifest.
-        unreadable: Good images that could not be read and were left out, one line each.
-        n_tiles_available: Tiles that the images fitted on have, of a tiled model; 0 of another.
-    """
-
-    path: Path
-    manifest: Manifest
-    unreadable: tuple[str, ...]
-    n_tiles_available: int = 0
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values: seconds a stage, images, threshold and what false-reject rate is promised."""
-        calibration, provenance = self.manifest.calibration, self.manifest.provenance
-        return {
-            "model": str(self.path),
-            "model_id": self.manifest.model_id,
-            "method": self.manifest.method.name,
-            "preset": self.manifest.method.preset,
-            "n_fit": provenance.n_fit,
-            "n_calibrate": provenance.n_calibrate,
-            "tiling": None if self.manifest.tiling is None else asdict(self.manifest.tiling),
-            "n_tiles": provenance.n_tiles,
-            "n_tiles_available": self.n_tiles_available,
-            "unreadable": list(self.unreadable),
-            "threshold": calibration.image_threshold,
-            "requested_false_reject": calibration.requested_false_reject,
-            "promised_false_reject": calibration.promised_false_reject,
-            "zones": [] if self.manifest.zones is None else self.manifest.zones.lines(calibration),
-            "seconds": self.manifest.fit.seconds,
-            "final_loss": self.manifest.fit.final_loss,
-            "warnings": list(self.manifest.fit.warnings),
-            "parity": self.manifest.parity.model_dump(),
-            "latency": self.manifest.latency
-            and {**self.manifest.latency.model_dump(), "kept": self.manifest.latency.kept},
-        }
-
-    def lines(self) -> list[str]:
-        """The same for a person."""
-        manifest = self.manifest
-        seconds = manifest.fit.seconds
-        stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
-        return [
-            *(f"left out: {line}" for line in self.unreadable),
-            *(f"warning: {line}" for line in manifest.fit.warnings),
-            f"model      {self.path} ({manifest.model_id})",
-            f"images     {manifest.provenance.n_fit} fitted on, {manifest.provenance.n_calibrate} for the threshold",
-            *self._tiles(),
-            f"seconds    {seconds['total']:.1f} in all: {stages}",
-            f"threshold  {manifest.calibration.image_threshold:.4g}",
-            f"promise    {manifest.calibration.explain()}",
-            *((f"latency    {manifest.latency.explain()}",) if manifest.latency else ()),
-            *(f"zones      {line}" for line in self.to_json()["zones"]),
-        ]
-
-    def _tiles(self) -> list[str]:
-        tiling, used = self.manifest.tiling, self.manifest.provenance.n_tiles
-        if tiling is None:
-            return []
-        of = "all" if used == self.n_tiles_available else f"{used} of {self.n_tiles_available}, chosen by the seed,"
-        return [f"tiles      {tiling.tile_px} px, {tiling.overlap_px} px shared; {of} fitted on"]
 
 
 class Stopwatch:
@@ -343,10 +275,17 @@ def fit(
             session = open_written(detector, method_section, backbone_section, stage, layout)
         with watch.stage("calibration", progress):
             scored = to_fit[:N_PARITY] if calibrate == "cross" else parts.calibrate
-            if tiling:
-                held_out = score_in_tiles(session.run, scored, preparation, tiling)
-            else:
-                held_out = score_images(session, scored, preparation, layout)
+            held_out = score_held_out(
+                session.run,
+                [sample.image_path for sample in scored],
+                preparation,
+                layout,
+                tiling,
+                keep=N_PARITY,
+            )
+            if not held_out.paths:
+                first = held_out.unreadable[0]
+                raise DatasetError(f"none of the {len(scored)} held-out good images can be read: {first}")
             if calibrate == "cross":
                 scores, peaks = cross_scores(
                     detector_class,
@@ -362,12 +301,17 @@ def fit(
             else:
                 scores, peaks = held_out.scores, held_out.peaks
             calibration = fit_calibration(scores, peaks[:, 0], false_reject=false_reject, scheme=calibrate)
-            calibrated_zones = given_zones and calibrate_zones(given_zones, calibration, peaks[:, 1:])
+            zone_peaks = zip(given_zones.judged if given_zones else (), peaks.T[1:], strict=True)
+            own = {
+                zone.name: fit_calibration(each, each, false_reject=zone.false_reject or 0.0, scheme=calibrate)
+                for zone, each in zone_peaks
+            }
+            calibrated_zones = given_zones and given_zones.calibrated(calibration, own)
         with watch.stage("gate", progress):
-            names = [path.name for path in held_out.image_paths]
-            trained = torch_scores(detector, held_out.images)
-            parity = check_parity(held_out.images, names, trained, session, calibration.image_threshold)
-            quantised = golden.quantise(held_out.images[:N_GOLDEN])
+            images, names = _parity_images(held_out, preparation, tiling)
+            trained = torch_scores(detector, images)
+            parity = check_parity(images, names, trained, session, calibration.image_threshold)
+            quantised = golden.quantise(images[:N_GOLDEN])
             golden.write(stage, quantised, session.run(golden.restore(quantised)))
         used = fitted | set(held_out.paths)
         (stage / "log.jsonl").write_text(history.to_jsonl(), encoding="utf-8")
@@ -463,55 +407,6 @@ def build_detector(
     return detector
 
 
-def calibrate_zones(zones: Zones, calibration: Calibration, peaks: NDArray[np.float32]) -> Zones:
-    """The zones with a threshold for each that is judged by itself.
-
-    Args:
-        zones: As given.
-        calibration: The calibration of the image.
-        peaks: (N, number of `zones.judged`) highest values inside, of the images the calibration comes from.
-
-    Raises:
-        CalibrationError: A threshold is zero: the map says nothing in that zone.
-    """
-    own = {
-        zone.name: fit_calibration(
-            peaks[:, number], peaks[:, number], false_reject=zone.false_reject or 0.0, scheme=calibration.scheme
-        )
-        for number, zone in enumerate(zones.judged)
-    }
-    for name, found in own.items():
-        if not min(found.image_threshold, calibration.image_threshold) > 0:
-            raise CalibrationError(
-                f"the scores of good images are zero in zone {name!r} or in the rest: no threshold follows from them, "
-                "leave the zone out or draw it larger"
-            )
-    return zones.model_copy(
-        update={"zones": tuple(zone.model_copy(update={"calibration": own.get(zone.name)}) for zone in zones.zones)}
-    )
-
-
-@dataclass(frozen=True)
-class Scored:
-    """Held-out good images as the exported model scores them.
-
-    Attributes:
-        paths: Those that could be read.
-        scores: (N,) image scores.
-        peaks: (N, parts) highest value of each map in each part of the image.
-        images: At most `N_PARITY` as prepared, (n, 3, H, W) float32: the first of them, or tiles of them.
-        image_paths: The file of each of those.
-        unreadable: One error for each of the others.
-    """
-
-    paths: tuple[Path, ...]
-    scores: NDArray[np.float32]
-    peaks: NDArray[np.float32]
-    images: NDArray[np.float32]
-    image_paths: tuple[Path, ...]
-    unreadable: tuple[ImageError, ...]
-
-
 def open_written(
     detector: Detector, method: Method, backbone: Backbone | None, stage: Path, layout: ModelLayout
 ) -> Runner:
@@ -531,105 +426,19 @@ def open_written(
     return Session((stage / ONNX_NAME).read_bytes(), threads=torch.get_num_threads())
 
 
-def score_images(
-    session: Runner,
-    samples: Sequence[Sample],
-    preparation: Preparation,
-    layout: ModelLayout,
-) -> Scored:
-    """Score images one by one, as they will be on the line, decoding in parallel.
-
-    Args:
-        session: The exported model.
-        samples: The images.
-        preparation: How they are prepared.
-        layout: The parts of the input that have a threshold each.
-
-    Raises:
-        DatasetError: None of them can be read.
-    """
-    paths: list[Path] = []
-    scores: list[float] = []
-    peaks: list[NDArray[np.float32]] = []
-    images: list[NDArray[np.float32]] = []
-    unreadable: list[ImageError] = []
-    for path, image in decode_all([sample.image_path for sample in samples], preparation=preparation):
-        if isinstance(image, ImageError):
-            unreadable.append(image)
-            continue
-        out = session.run(image[None])
-        paths.append(path)
-        scores.append(float(out.image[0]))
-        peaks.append(layout.peaks(out.anomaly_map[0, 0]))
-        if len(images) < N_PARITY:
-            images.append(image)
-    return _scored(samples, paths, scores, peaks, images, paths[:N_PARITY], unreadable)
-
-
-def score_in_tiles(run: Run, samples: Sequence[Sample], preparation: Preparation, tiling: Tiling) -> Scored:
-    """Score images tile by tile, as they will be on the line: the score is the highest of the tiles' scores, the peak
-    that of the blended map. The images kept are each one's worst tile, on which its verdict rests, and then others.
-
-    Raises:
-        DatasetError: None of them can be read.
-    """
-    paths: list[Path] = []
-    scores: list[float] = []
-    peaks: list[NDArray[np.float32]] = []
-    images: list[NDArray[np.float32]] = []
-    unreadable: list[ImageError] = []
-    for sample in samples:
-        try:
-            score, peak, worst = _scan(run, sample.image_path, preparation, tiling)
-        except ImageError as error:
-            unreadable.append(error)
-            continue
-        paths.append(sample.image_path)
-        scores.append(score)
-        peaks.append(peak)
-        images.append(worst)
-    image_paths = list(paths)
-    if paths and len(images) < N_PARITY:
-        plan = TilePlan.of(paths, tiling, seed=0, limit=N_PARITY)
+def _parity_images(
+    held_out: HeldOut, preparation: Preparation, tiling: Tiling | None
+) -> tuple[NDArray[np.float32], list[str]]:
+    """At most `N_PARITY` prepared images, (n, 3, H, W), and the file each is of: held-out images, or tiles of them."""
+    images, names = list(held_out.images), [path.name for path in held_out.paths[: len(held_out.images)]]
+    if tiling and len(images) < N_PARITY:
+        plan = TilePlan.of(held_out.paths, tiling, seed=0, limit=N_PARITY)
         for path, tile in plan.prepared(preparation):
             if isinstance(tile, ImageError):
                 raise tile  # it could be read a moment ago
             images.append(tile)
-            image_paths.append(path)
-    return _scored(samples, paths, scores, peaks, images[:N_PARITY], image_paths[:N_PARITY], unreadable)
-
-
-def _scan(
-    run: Run, path: Path, preparation: Preparation, tiling: Tiling
-) -> tuple[float, NDArray[np.float32], NDArray[np.float32]]:
-    """An image's score, (1,) the peak of its map, and its worst tile as prepared."""
-    with open_rows(path) as rows:
-        scan = Scan(rows, tiling, preparation, run, name=shown(path))
-        peak = max(float(band.max()) for band in scan.bands())
-        (top, left), high = scan.worst, tiling.cut(rows.shape[0]).side_px
-        tile = rows.read(top, top + high)[:, left : left + tiling.cut(rows.shape[1]).side_px]
-        return scan.score, np.array([peak], np.float32), prepare(tile, preparation, name=shown(path))
-
-
-def _scored(
-    samples: Sequence[Sample],
-    paths: Sequence[Path],
-    scores: Sequence[float],
-    peaks: Sequence[NDArray[np.float32]],
-    images: Sequence[NDArray[np.float32]],
-    image_paths: Sequence[Path],
-    unreadable: Sequence[ImageError],
-) -> Scored:
-    if not paths:
-        raise DatasetError(f"none of the {len(samples)} held-out good images can be read: {unreadable[0]}")
-    return Scored(
-        tuple(paths),
-        np.array(scores, np.float32),
-        np.stack(peaks),
-        np.stack(images),
-        tuple(image_paths),
-        tuple(unreadable),
-    )
+            names.append(path.name)
+    return np.stack(images[:N_PARITY]), names[:N_PARITY]
 
 
 def cross_scores(
@@ -665,7 +474,8 @@ def cross_scores(
         for index in left_out:
             if tiling:
                 run = partial(torch_scores, detector)
-                scores[index], peaks[index], _ = _scan(run, samples[index].image_path, preparation, tiling)
+                scored = scan_image(run, samples[index].image_path, preparation, tiling)
+                scores[index], peaks[index] = scored.score, scored.peaks
                 continue
             with torch.no_grad():
                 out = detector.scores(cache.batch(np.flatnonzero(image_of == index)[:1]))  # not its copies

@@ -42,7 +42,7 @@ export class Candidates extends EventTarget {
 
   #advise(advice, isBusy) {
     const button = (kind, words, obstacle) =>
-      h("button", { type: "button", class: kind === advice.kind ? "primary" : "", disabled: !station.isEngineer || isBusy || Boolean(obstacle), title: obstacle || null, onclick: () => this.#begin(kind) }, words);
+      h("button", { type: "button", class: kind === advice.kind ? "primary" : "", disabled: !station.isEngineer || isBusy || Boolean(obstacle), title: obstacle || null, onclick: () => this.begin(kind) }, words);
     return [
       h("p", null, advice.words),
       h("div", { class: "tools" }, button("recalibrate", "New thresholds", ""), button("refit", "Learn anew", advice.refit_obstacle)),
@@ -50,9 +50,11 @@ export class Candidates extends EventTarget {
     ];
   }
 
-  async #begin(kind) {
+  /** Make one: "recalibrate", "refit", or "budget", which names its share of false rejects. */
+  async begin(kind, budget) {
     try {
-      await post(this.path, { kind });
+      await post(this.path, budget === undefined ? { kind } : { kind, false_reject: budget });
+      this.element.scrollIntoView({ block: "nearest" });
     } catch (problem) {
       say(problem.message, "problem");
     }
@@ -60,8 +62,8 @@ export class Candidates extends EventTarget {
   }
 
   #candidate(candidate) {
-    const what = candidate.kind === "refit" ? "Learning anew" : "New thresholds";
-    const parts = `${counted(candidate.n_passed, "part")} that passed, ${counted(candidate.n_said_good, "reject")} called good`;
+    const what = { recalibrate: "New thresholds", refit: "Learning anew", budget: "Another budget" }[candidate.kind];
+    const parts = candidate.kind === "budget" ? `the scores of the version that judges, at ${percent(candidate.false_reject)} false rejects` : `${counted(candidate.n_passed, "part")} that passed, ${counted(candidate.n_said_good, "reject")} called good`;
     const head = {
       making: `${what}: ${candidate.stage}`,
       testing: "Compared with the version that judges",

@@ -135,12 +135,13 @@ export class ModelsView {
   }
 
   #thresholds(model, version) {
+    const judges = version === model.active;
     const body = h("div", null, h("p", { class: "muted" }, "Reading the scores…"));
-    this.#readThresholds(model.name, version, body).catch((problem) => put(body, h("p", { class: "problem" }, problem.message)));
+    this.#readThresholds(model.name, version, judges, body).catch((problem) => put(body, h("p", { class: "problem" }, problem.message)));
     return h("section", { class: "card" }, h("h2", null, "Threshold"), body);
   }
 
-  async #readThresholds(name, version, body) {
+  async #readThresholds(name, version, judges, body) {
     const path = `/models/${name}/thresholds`;
     const told = await get(path, { version });
     const own = told.levels.findIndex((level) => Math.abs(level.false_reject - told.promised_false_reject) < 1e-9);
@@ -164,6 +165,7 @@ export class ModelsView {
       if (isMoved) asked = setTimeout(async () => put(explanation, (await get(path, { version, false_reject: rate })).explanation), 250);
     };
     slider.addEventListener("input", () => move(true));
+    const take = h("button", { type: "button", disabled: !station.isEngineer, onclick: () => this.#candidates.begin("budget", told.levels[told.levels.length - 1 - Number(slider.value)].false_reject) }, "Make a candidate of it");
     put(
       body,
       chart,
@@ -171,6 +173,8 @@ export class ModelsView {
       h("div", { class: "slider wide" }, h("label", { for: "threshold" }, "Threshold"), slider),
       words,
       explanation,
+      // Other versions do not judge: what is compared is the one that does.
+      judges ? h("div", { class: "tools" }, take) : null,
     );
     move(false);
   }
