@@ -56,7 +56,8 @@ class Page:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
     def button(self, words):
-        return self.browser.find_element(By.XPATH, f"//button[contains(normalize-space(), '{words}')]")
+        path = f"//button[contains(normalize-space(), '{words}')]"
+        return self.wait(lambda: self.browser.find_element(By.XPATH, path))
 
     def wait(self, condition, timeout_s=20):
         """Until a condition holds; elements that are drawn anew meanwhile count as not yet."""
@@ -243,6 +244,14 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
         page.button("Back to the version before").click()
         page.wait(lambda: station.registry.version("stripes").version == 1)
 
+        # The slider's budget becomes one as well.
+        page.wait(lambda: "Version 1" in (text := page.one(".panel .chosen").text) and "judges now" in text)
+        page.wait(lambda: page.all(".chart.wide .threshold"))
+        page.one("#threshold").send_keys(Keys.ARROW_LEFT)
+        page.button("Make a candidate of it").click()
+        page.reads(".panel", "Candidate: another budget")
+        page.wait(lambda: page.one(".panel .state").text.endswith(("May judge", "Must not judge")))
+
         page.go("health")
         page.reads(".state.good", "Decides")
         page.reads(".drifts", "Nothing can be said yet")
@@ -253,7 +262,7 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
             ["roll back", "activate", "add model", "add model", "fit"],
             ["roll back", "activate", "add model"],
         )
-        assert actions == [*later, "candidate", *first]
+        assert actions == ["candidate", *later, "candidate", *first]
 
         for theme in ("light", "dark"):
             page.wait(lambda theme=theme: page.one("#theme").click() or theme in page.one("#theme").text.lower())
