@@ -311,6 +311,35 @@ seconds are what compares them where other work stretches the wall time: {faster
 {table(("pixels", "", "seconds", "CPU seconds", "peak memory, MB"), body)}{came_from(rows)}"""
 
 
+def station_load() -> str:
+    """The station under load, beside bare calls on the same cores."""
+    rows = read("station_load.csv")
+    keys = {"images_per_s": ".0f", "share_of_bare": ".2f", "p50_ms": ".0f", "p99_ms": ".0f", "rss_end_mb": ".0f"}
+    body = [
+        (
+            f"{row['size_px']} px",
+            row["phase"],
+            row["clients"],
+            *(format(float(row[key]), form) if row[key] else "" for key, form in keys.items()),
+            row["refused"],
+            f"{row['lost']} and {row['doubled']}" if row["lost"] else "",
+        )
+        for row in rows
+    ]
+    head = (
+        "images", "phase", "clients", "images/s", "of bare", "p50, ms", "p99, ms", "memory, MB", "refused",
+        "lost and doubled",
+    )  # fmt: skip
+    return f"""## The station under load
+
+`python benchmarks/station_load.py MODEL IMAGES`: PNG files to recorded verdicts, clients on the same cores. *of bare* is
+the throughput over that of the faster of two ways to call `Inspector` without a station. Overload is four times as many
+clients as the queue has places, each sending again as soon as it is refused; recovery is the four clients of before,
+right after it.
+
+{table(head, body)}{came_from(rows)}"""
+
+
 BLOCKS = {
     # block: (what writes it, the results file without which it is empty)
     "first_model": (first_model, "first_model.csv"),
@@ -323,6 +352,7 @@ BLOCKS = {
     "fit_scaling": (fit_scaling, "fit_scaling.csv"),
     "runtimes": (runtimes, "runtimes.csv"),
     "metrics_speed": (metrics_speed, "metrics_speed.csv"),
+    "station_load": (station_load, "station_load.csv"),
 }
 PLOTS = {"few_images.csv": few_images_plots, "fit_scaling.csv": fit_scaling_plots}
 
