@@ -332,10 +332,10 @@ def station_load() -> str:
     )  # fmt: skip
     return f"""## The station under load
 
-`python benchmarks/station_load.py MODEL IMAGES`: PNG files to recorded verdicts, clients on the same cores. *of bare* is
-the throughput over that of the faster of two ways to call `Inspector` without a station. Overload is four times as many
-clients as the queue has places, each sending again as soon as it is refused; recovery is the four clients of before,
-right after it.
+`python benchmarks/station_load.py MODEL IMAGES`: PNG files to recorded verdicts, clients on the same cores. *of bare*
+is the throughput over that of the faster of two ways to call `Inspector` without a station. Overload is four times as
+many clients as the queue has places, each sending again as soon as it is refused; recovery is the four clients of
+before, right after it.
 
 {table(head, body)}{came_from(rows)}"""
 
