@@ -36,6 +36,7 @@ import cv2
 import numpy as np
 
 from makel.images import find, read
+from makel.model.folder import open_folder
 from makel.model.inspector import Inspector
 from makel.station.store import Store
 
@@ -207,8 +208,11 @@ def main() -> None:
         "queue": QUEUE,
         "seconds": args.seconds,
         "options": args.serve,
+        "seed": open_folder(args.model).manifest.provenance.seed,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": json.dumps({name: version(name) for name in ("makel", "onnxruntime", "uvicorn", "fastapi")}),
+        "versions": json.dumps(
+            {name: version(name) for name in ("makel", "onnxruntime", "uvicorn", "fastapi", "numpy")}
+        ),
         "commit": subprocess.run(
             ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
         ).stdout.strip(),
