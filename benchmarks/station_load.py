@@ -41,6 +41,7 @@ from makel.model.inspector import Inspector
 from makel.station.store import Store
 
 RESULTS = Path(__file__).parent / "results" / "station_load.csv"
+PACKAGES = ("makel", "onnxruntime", "uvicorn", "fastapi", "numpy")
 CLIENTS = 4
 QUEUE = 8
 RETRY_S = 0.01
