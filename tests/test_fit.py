@@ -294,7 +294,7 @@ class TestLoop:
 
 
 def run_fit(line: Path, out: Path, *more: str, **kwargs) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "makel", "fit", str(line), "--out", str(out), "--size", "64", "--epochs", "400"]
+    command = [sys.executable, "-m", "makel", "fit", str(line), "--out", str(out), "--size", "64", "--epochs", "800"]
     return subprocess.Popen([*command, "--quiet", *more], stderr=subprocess.PIPE, text=True, **kwargs)
 
 
