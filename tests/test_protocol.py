@@ -38,6 +38,7 @@ KEYS = {
     "n_unlabelled",
     "n_unmarked",
     "blank_masks",
+    "n_seen",
     "per_kind",
     "latency_ms",
     "failures",

@@ -12,6 +12,7 @@ import pytest
 import makel
 import tiny_model
 from makel.calibration import calibrate
+from makel.cli import run
 from makel.datasets import digest, load
 from makel.errors import DatasetError, ModelFolderError, UsageError
 from makel.model.folder import open_folder
@@ -59,6 +60,24 @@ def test_thresholds_are_those_of_the_fresh_images(tmp_path, good):
     assert (found.recalibration.data_name, found.recalibration.n_images) == ("fresh", 19)
     assert found.created == found.recalibration.created != before.created
     assert found.provenance.n_fit == before.provenance.n_fit
+
+
+def test_an_evaluation_on_the_images_of_the_thresholds_says_so(tmp_path, good, capsys):
+    line = tmp_path / "line" / "test"
+    line.mkdir(parents=True)
+    model = tiny_model.write(tmp_path / "model")
+    makel.recalibrate(model, good, tmp_path / "again", false_reject=0.1)
+    (good / "new.png").write_bytes(grey(1))
+    good.rename(line / "good")
+    (line / "hole").mkdir()
+    (line / "hole" / "0.png").write_bytes(grey(90))
+    assert makel.evaluate(model, tmp_path / "line").n_seen == 0
+    assert run(["evaluate", str(tmp_path / "again"), str(tmp_path / "line"), "--quiet"]) == 0
+    assert "19 of 20 good images were fitted on or set the thresholds" in capsys.readouterr().err
+    page = (tmp_path / "again-evaluation" / "report.html").read_text(encoding="utf-8")
+    assert "19 of 20 good images were fitted on" in page
+    assert "no test image had a part in it" not in page
+    assert "The false rejects agree" not in page
 
 
 def test_the_verdict_follows_the_new_threshold(tmp_path, good):

@@ -43,8 +43,8 @@ def evaluate(
         print(json.dumps(evaluation.to_json()))
     else:
         print("\n".join([*evaluation.lines(), f"report         {report}"]))
-    if unmarked := evaluation.unmarked():
-        print(f"makel: {unmarked}", file=sys.stderr)
+    for warning in filter(None, (evaluation.unmarked(), evaluation.seen())):
+        print(f"makel: {warning}", file=sys.stderr)
     if evaluation.failures:
         what = "image or mask" if len(evaluation.failures) == 1 else "images or masks"
         print(f"makel: {len(evaluation.failures)} {what} could not be used", file=sys.stderr)

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import file_digest
 from pathlib import Path
 from time import perf_counter
 from typing import Any, Literal, Protocol
@@ -36,7 +37,7 @@ from makel.errors import DatasetError, ImageError, ModelFolderError
 from makel.evaluation.metrics import Curves, PixelCurves, rank_images, rate_interval
 from makel.evaluation.pictures import Exhibit, Gallery
 from makel.images import MAX_PIXELS, decode_all, prepare, read, read_reduced, reduction, shown
-from makel.model.manifest import Manifest
+from makel.model.manifest import Manifest, short_hash
 from makel.model.map_store import reduce_peaks
 from makel.model.rules import Judgement, Rules
 from makel.model.tiling import Tiling
@@ -186,6 +187,8 @@ class Evaluation:
         n_unmarked: Defect images inspected whose pixels do not count: without a mask, or one of `blank_masks`, or one
             among the failures.
         blank_masks: Masks that mark no pixel that is inspected, at the model's input size.
+        n_seen: Good images that were fitted on, or that the thresholds come from: they say nothing of new parts. Told
+            by their bytes; 0 where the manifest does not list those images.
         seconds: Wall time of the whole evaluation.
         gallery: The few images worth showing, with truth and map.
     """
@@ -202,6 +205,7 @@ class Evaluation:
     n_unlabelled: int
     n_unmarked: int
     blank_masks: tuple[Path, ...]
+    n_seen: int
     seconds: float
     gallery: tuple[Exhibit, ...] = field(default=(), repr=False)
 
@@ -228,6 +232,7 @@ class Evaluation:
             "n_unlabelled": self.n_unlabelled,
             "n_unmarked": self.n_unmarked,
             "blank_masks": [str(path) for path in self.blank_masks],
+            "n_seen": self.n_seen,
             "per_kind": {result.kind: result.to_json() for result in self.per_kind},
             "latency_ms": None if latency is None else {"p50": latency.p50, "p95": latency.p95, "p99": latency.p99},
             "failures": [{"path": str(path), "error": reason} for path, reason in self.failures],
@@ -243,6 +248,16 @@ class Evaluation:
             marks = "mask marks" if len(self.blank_masks) == 1 else "masks mark"
             text += f" ({len(self.blank_masks)} {marks} no pixel, such as {shown(self.blank_masks[0])})"
         return text
+
+    def seen(self) -> str | None:
+        """One line on good images that the model knows already, or None where there are none."""
+        if not self.n_seen:
+            return None
+        verb = "was" if self.n_seen == 1 else "were"
+        return (
+            f"{self.n_seen} of {self.false_rejects.of} good images {verb} fitted on or set the thresholds: the "
+            "false-reject rate and AUROC flatter the model. Test on images it has not seen"
+        )
 
     def lines(self) -> list[str]:
         """The figures for a person, five lines and the failures."""
@@ -321,9 +336,20 @@ def evaluate(
         n_unlabelled=len(samples) - len(labelled),
         n_unmarked=run.n_unmarked,
         blank_masks=tuple(run.blank_masks),
+        n_seen=_count_seen(inspector.manifest, run.outcomes),
         seconds=perf_counter() - started,
         gallery=run.gallery.exhibits(),
     )
+
+
+def _count_seen(manifest: Manifest, outcomes: Sequence[Outcome]) -> int:
+    seen = manifest.seen_hashes
+    count = 0
+    for outcome in outcomes if seen else ():
+        if outcome.label == "good":
+            with outcome.path.open("rb") as file:
+                count += short_hash(file_digest(file, "sha256").hexdigest()) in seen
+    return count
 
 
 class _Run:

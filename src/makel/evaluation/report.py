@@ -144,6 +144,8 @@ def write_evaluation_report(target: Path, evaluation: Evaluation, *, data_name: 
             _confusion_row("defect", evaluation.misses, pass_is_right=False),
         ],
         "threshold": f"{calibration.image_threshold:.4g}",
+        "n_seen": evaluation.n_seen,
+        "lists_seen": bool(evaluation.manifest.seen_hashes),
         "histogram": plots.score_histogram(
             good, defect, calibration.image_threshold, upper_name="good", lower_name="defect"
         ),
@@ -332,6 +334,8 @@ def _remarks(evaluation: Evaluation) -> list[dict[str, Any]]:
     total = (evaluation.manifest.zones or Zones()).promise(calibration)
     promised = _percent(total)
     found = []
+    if seen := evaluation.seen():
+        found.append(_doubt(f"{seen}."))
     if rejects.interval_95:
         low, high = rejects.interval_95
         if low > total:
@@ -342,7 +346,7 @@ def _remarks(evaluation: Evaluation) -> list[dict[str, Any]]:
                     "from the line."
                 )
             )
-        else:
+        elif not evaluation.n_seen:
             found.append(_trust(f"The false rejects agree with the {promised} that the calibration aims at."))
         if high - low > 0.1:
             found.append(

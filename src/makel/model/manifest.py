@@ -282,6 +282,13 @@ class Draft(Section):
         """When the model became what it is: fitted, or recalibrated."""
         return self.recalibration.created if self.recalibration else self.provenance.created
 
+    @property
+    def seen_hashes(self) -> frozenset[str]:
+        """`short_hash` of every image that was fitted on or that the present thresholds come from."""
+        again, first = self.recalibration, self.provenance
+        of_fit = () if again and not again.joined else first.calibrate_hashes
+        return frozenset((*first.fit_hashes, *of_fit, *(again.hashes if again else ())))
+
 
 class Manifest(Draft):
     """A model folder's `model.json`.
