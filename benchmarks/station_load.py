@@ -211,9 +211,7 @@ def main() -> None:
         "options": args.serve,
         "seed": open_folder(args.model).manifest.provenance.seed,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
-        "versions": json.dumps(
-            {name: version(name) for name in ("makel", "onnxruntime", "uvicorn", "fastapi", "numpy")}
-        ),
+        "versions": json.dumps({name: version(name) for name in PACKAGES}),
         "commit": subprocess.run(
             ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=True
         ).stdout.strip(),

@@ -121,8 +121,8 @@ def recalibrate(
         folder: The model, opened.
         runner: What runs it, from `session.open_session`. Its golden images are replayed first.
         images: Good images that it was not fitted on. Copies count once; images the manifest knows to have been fitted
-            are left out, as are those that cannot be read. Together with `join` there may be none: the scores that the
-            model has are then given another budget.
+            on are left out, as are those that cannot be read. Together with `join` there may be none: the scores that
+            the model has are then given another budget.
         out: The model folder to write; not the one that is read.
         data_name: What to call the images.
         false_reject: Share of good parts that may be rejected; None for the model's own. Zones keep theirs.

@@ -215,24 +215,10 @@ class Candidates:
 
     def _recalibrate(self, candidate: Candidate, before: Inspector) -> Inspector:
         station, folder = self._station, self._folder / candidate.id
-        paths: list[Path] = []
-        gone: list[str] = []
         images = folder / "images"
         images.mkdir()
         try:
-            if candidate.kind != "budget":
-                gathered = gather(station, candidate.name)
-                paths, gone = write_out(station, gathered.all, images)
-                self._update(
-                    candidate.id,
-                    n_passed=len(gathered.passed),
-                    n_said_good=len(gathered.said_good),
-                    unanswered=gathered.unanswered,
-                )
-                if not paths:
-                    raise UsageError(
-                        "no picture of a good part is kept: let parts pass, or answer rejects, and try again"
-                    )
+            paths, gone = ([], []) if candidate.kind == "budget" else self._write_good(candidate, images)
             source = open_folder(before.folder.path)
             done = recalibrate(
                 source,
@@ -250,6 +236,20 @@ class Candidates:
         left_out = tuple(self._without_paths(line) for line in (*gone, *done.left_out))[:_LISTED]
         self._update(candidate.id, summary=summary, left_out=left_out)
         return station.registry.try_out(open_folder(folder / "model"))
+
+    def _write_good(self, candidate: Candidate, folder: Path) -> tuple[list[Path], list[str]]:
+        """The pictures of the line's good parts as files in a folder, and one line for each that is gone."""
+        gathered = gather(self._station, candidate.name)
+        paths, gone = write_out(self._station, gathered.all, folder)
+        self._update(
+            candidate.id,
+            n_passed=len(gathered.passed),
+            n_said_good=len(gathered.said_good),
+            unanswered=gathered.unanswered,
+        )
+        if not paths:
+            raise UsageError("no picture of a good part is kept: let parts pass, or answer rejects, and try again")
+        return paths, gone
 
     def _refit(self, candidate: Candidate, before: Inspector) -> Inspector:
         station, fitting = self._station, self._station.fitting
