@@ -133,5 +133,7 @@ def test_the_page_is_whole_and_loads_nothing_but_itself(client):
         wanted |= set(re.findall(r'from "\./([a-z]+\.js)"', answer.text))
     assert wanted == held - {"index.html"}
     assert "style=" not in index.text
+    icon = client.get("/favicon.ico")
+    assert (icon.status_code, icon.headers["content-type"]) == (200, "image/svg+xml")
     assert client.get("/page/nothing.js").status_code == 404
     assert client.get("/page/..%2fservice.py").status_code == 404

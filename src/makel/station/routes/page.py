@@ -31,6 +31,12 @@ def router() -> APIRouter:
         content, kind = held["index.html"]
         return Response(content, media_type=kind)
 
+    @routes.get("/favicon.ico")
+    async def icon() -> Response:
+        # Browsers ask for it by themselves, also where they show no page but JSON.
+        content, kind = held["icon.svg"]
+        return Response(content, media_type=kind)
+
     @routes.get("/page/{name}")
     async def file(name: str) -> Response:
         if name not in held:
