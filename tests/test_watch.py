@@ -208,6 +208,7 @@ def test_a_file_still_growing_at_the_end_of_its_time_is_a_reject_and_decided_onc
             file.write(picture(128))
             while not stop.wait(0.01):
                 file.write(b"x")
+            file.write(b"x")  # after the decision, or there would be nothing new to decide on
 
     writer = threading.Thread(target=write)
     writer.start()
