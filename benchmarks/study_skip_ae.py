@@ -15,7 +15,6 @@ import os
 import platform
 import subprocess
 import tempfile
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -30,7 +29,6 @@ from makel.images import Preparation, decode_all, read
 from makel.methods.skip_ae import Config, SkipAE
 from makel.training.features import extract
 from makel.training.fit import build_detector
-from makel.training.implants import implant_all
 from makel.training.loop import train
 
 RESULTS = Path(__file__).parent / "results" / "study_skip_ae.csv"
@@ -60,6 +58,9 @@ VARIANTS = {
     "nearest": (SkipAE, {"residual": "nearest"}),
     "nearest, fine levels": (SkipAE, {"residual": "nearest", "read": (0, 1)}),
     "nearest, coarse levels": (SkipAE, {"residual": "nearest", "read": (1, 2)}),
+    "wholes and nearest": (SkipAE, {"residual": "whole"}),
+    "wholes and nearest, fine levels": (SkipAE, {"residual": "whole", "read": (0, 1)}),
+    "wholes and nearest, bank of 2048": (SkipAE, {"residual": "whole", "bank": 2048}),
     "equation 2 as it is": (SkipAE, {"residual": "l2"}),
     "no autoencoder": (FeaturesAlone, {"epochs": 1}),
     "no skips": (SkipAE, {"skips": (0, 0)}),
@@ -138,8 +139,7 @@ def study(category: Path, seed: int, folder: Path) -> list[dict[str, object]]:
                 for samples in (parts.fit, dataset.test)
             ]
         good, test = extracted[config.blocks]
-        implant = partial(implant_all, detector, good, preparation, tiles=None, seed=seed, device=WHERE["device"])
-        train(detector, good.cache, seed=seed, progress=WHERE["progress"], implanted=implant)
+        train(detector, good.cache, seed=seed, progress=WHERE["progress"])
         with torch.no_grad():
             scored = [detector.scores(features) for features in test.cache]
         scores, maps = torch.cat([each.image for each in scored]), torch.cat([each.anomaly_map for each in scored])

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -26,7 +25,6 @@ from makel.model.session import Session
 from makel.training.export import check_parity, torch_scores
 from makel.training.features import FeatureCache, extract
 from makel.training.fit import build_detector, choose_device, fit
-from makel.training.implants import implant_all
 from makel.training.loop import Checkpoint, train
 from makel.training.summary import FitSummary
 
@@ -179,8 +177,7 @@ def trained(fitted, line, tmp_path_factory):
     found = extract(
         detector, paths, preparation, device=cpu, folder=tmp_path_factory.mktemp("features"), progress=quiet
     )
-    implant = partial(implant_all, detector, found, preparation, tiles=None, seed=0, device=cpu)
-    train(detector, found.cache, seed=0, progress=quiet, implanted=implant)
+    train(detector, found.cache, seed=0, progress=quiet)
     assert list(detector.settled.read) == list(fitted.manifest.method.config["read"])
     for key, value in load_file(fitted.path / "weights.safetensors").items():
         np.testing.assert_array_equal(detector.state_dict()[key].numpy(), value)

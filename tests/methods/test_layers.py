@@ -101,12 +101,15 @@ def test_the_image_score_is_of_the_grid_or_the_maximum_of_the_full_map():
 
 def test_several_levels_are_joined_and_enlarged_by_their_reciprocals():
     fine, coarse = torch.rand(2, 1, 4, 4) + 0.1, torch.rand(2, 1, 2, 2) + 0.1
-    scores = finish_level_scores([fine, coarse], 8, 0.25)
-    reciprocal = (1 / fine + 1 / to_side(coarse, 4)) / 2
-    enlarged = 1 / torch.nn.functional.interpolate(reciprocal, (8, 8), mode="bilinear")
-    torch.testing.assert_close(scores.anomaly_map, enlarged)
-    torch.testing.assert_close(scores.image, (top_mean(fine, 0.25) * top_mean(coarse, 0.25)).sqrt())
-    assert torch.equal(finish_level_scores([fine, coarse], 8, 0).image, scores.anomaly_map.amax((1, 2, 3)))
+    scores = finish_level_scores([fine, coarse], 8, [0.25, 0.5])
+    enlarged = [torch.nn.functional.interpolate(1 / each, (8, 8), mode="bilinear") for each in (fine, coarse)]
+    torch.testing.assert_close(scores.anomaly_map, 2 / (enlarged[0] + enlarged[1]))
+    torch.testing.assert_close(scores.image, (top_mean(fine, 0.25) * top_mean(coarse, 0.5)).sqrt())
+    of_maximum = finish_level_scores([fine, coarse], 8, [0.0, 0.0])
+    assert torch.equal(of_maximum.image, scores.anomaly_map.amax((1, 2, 3)))
+    weighted = finish_level_scores([fine, coarse], 8, [0.25, 0.5], weights=[0.75, 0.25])
+    torch.testing.assert_close(weighted.anomaly_map, 4 / (3 * enlarged[0] + enlarged[1]))
+    torch.testing.assert_close(weighted.image, (top_mean(fine, 0.25) ** 3 * top_mean(coarse, 0.5)) ** 0.25)
 
 
 def test_the_skip_autoencoder_of_the_paper_has_49_million_weights():
@@ -157,4 +160,4 @@ def test_the_image_score_is_taken_from_what_is_inspected():
     anomaly_map = torch.arange(16.0).reshape(1, 1, 4, 4)
     assert finish_scores(anomaly_map, 8, 0.5, inspected).image.item() == 5.0  # of six, the three highest: 6, 5, 4
     assert finish_scores(anomaly_map, 8, 0.5).image.item() == 11.5
-    assert finish_level_scores([anomaly_map, anomaly_map], 8, 0.5, inspected).image.item() == pytest.approx(5.0)
+    assert finish_level_scores([anomaly_map, anomaly_map], 8, [0.5, 0.5], inspected).image.item() == pytest.approx(5.0)

@@ -2,14 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from makel.methods.residual_layers import (
-    FOLDS,
-    Alignment,
-    NearestResidual,
-    PositionGaussian,
-    SharedGaussian,
-    separation,
-)
+from makel.methods.residual_layers import Alignment, NearestResidual, PositionGaussian, WholeMap
 
 
 @pytest.fixture(autouse=True)
@@ -43,21 +36,6 @@ def test_many_images_rely_on_their_own_positions():
     assert far[0, 0] > far[0, 1] > far[1, 0] > far[1, 1]
 
 
-def test_a_shared_gaussian_knows_no_positions():
-    x = torch.randn(5, 3, 4, 2) * torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
-    gaussian = SharedGaussian(3)
-    gaussian.add(x[:3], 0)
-    gaussian.add(x[3:], 3)
-    gaussian.solve()
-    rows = x.permute(0, 2, 3, 1).reshape(-1, 3).double().numpy()
-    covariance = np.cov(rows.T, bias=True)
-    covariance += 0.01 * np.diag(covariance).mean() * np.eye(3)
-    centred = rows - rows.mean(0)
-    expected = np.einsum("nc,cd,nd->n", centred, np.linalg.inv(covariance), centred) / 3
-    np.testing.assert_allclose(gaussian(x).flatten(), expected, rtol=5e-3)
-    np.testing.assert_allclose(gaussian(x.flip(2)), gaussian(x).flip(2), rtol=1e-5)
-
-
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_how_images_are_batched_does_not_change_the_gaussian(batch):
     x = torch.randn(22, 3, 2, 2) * torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
@@ -69,18 +47,6 @@ def test_how_images_are_batched_does_not_change_the_gaussian(batch):
     parts.solve()
     assert parts.shrinkage == whole.shrinkage
     torch.testing.assert_close(parts(x), whole(x), rtol=2e-3, atol=2e-3)
-
-
-def test_a_gaussian_without_a_fold_is_one_of_the_others():
-    x = torch.randn(22, 3, 2, 2)
-    without, others = PositionGaussian(3, 2), PositionGaussian(3, 2)
-    without.add(x, 0)
-    without.solve(without=1)
-    others.add(x[torch.arange(22) % FOLDS != 1], 0)
-    others.solve()
-    torch.testing.assert_close(without.mean, others.mean)
-    without.solve()
-    torch.testing.assert_close(without.mean, x.mean(0))
 
 
 def whitened(x):
@@ -108,14 +74,12 @@ def test_nearest_residual_is_the_distance_to_a_good_one_anywhere():
     assert reading(far).item() * reading.scale.item() == pytest.approx(expected.item(), rel=1e-2)
 
 
-def test_good_residuals_left_out_are_about_one_away():
-    x = torch.randn(40, 4, 4, 4)
+def test_good_residuals_never_seen_are_about_one_away():
+    x = torch.randn(80, 4, 4, 4)
     reading = NearestResidual(4, most=256)
-    reading.add(x, 0)
-    reading.solve(without=2)
-    own, others = reading(x[2::4]), reading(x[1::4])
-    assert own.mean() == pytest.approx(1, abs=0.3)
-    assert others.mean() < own.mean()  # some of them are in the bank
+    reading.add(x[:40], 0)
+    reading.solve()
+    assert reading(x[40:]).mean() == pytest.approx(1, abs=0.3)
 
 
 def test_a_bank_comes_back_from_its_state():
@@ -127,11 +91,81 @@ def test_a_bank_comes_back_from_its_state():
     assert torch.equal(again(x), reading(x))
 
 
-def test_separation_counts_spreads_up_to_a_limit():
-    good = torch.tensor([-1.0, 0.0, 1.0])  # a spread of one around zero
-    assert separation(good, torch.tensor([2.0, 3.0])) == pytest.approx(2.5)
-    assert separation(good, torch.tensor([3.0, 500.0])) == pytest.approx(3.5)
-    assert separation(good, good) == pytest.approx(0)
+def kinds_of(n, generator=None):
+    """Maps (n, 3, 16, 16) of a product of two kinds that differ in every position at once, in any mixture."""
+    pattern = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(5)).repeat_interleave(4, 2)
+    pattern = pattern.repeat_interleave(4, 3)
+    x = torch.einsum("nk,kchw->nchw", torch.randn(n, 2, generator=generator), pattern)
+    return x + 0.4 * torch.randn(x.shape, generator=generator)
+
+
+def whole_of(x, batch=8):
+    reading = WholeMap(3, 16)
+    for first in range(0, len(x), batch):
+        reading.add(x[first : first + batch], first)
+    reading.solve()
+    return reading
+
+
+def test_a_whole_map_explains_what_good_images_have_in_common():
+    reading = whole_of(kinds_of(60))
+    assert reading.grid == 4
+    fresh = reading(kinds_of(40))
+    assert fresh.shape == (40, 1, 4, 4)
+    # Images that no axis comes from are as far off as those that the Gaussian was learned from.
+    assert fresh.mean() == pytest.approx(1, abs=0.3)
+    strange = kinds_of(40)
+    strange[:, :, 4:8, 8:12] = strange[:, :, 4:8, 8:12].roll(1, 0)  # each part good, of another image
+    found = reading(strange)[:, 0].mean(0)
+    assert found[1, 2] > 10 * fresh.mean()
+    # To a Gaussian at every position all of this is good.
+    gaussian = PositionGaussian(3, 16)
+    gaussian.add(kinds_of(60), 0)
+    gaussian.solve()
+    assert gaussian(strange)[:, 0, 4:8, 8:12].mean() < 2
+
+
+def test_a_whole_map_is_what_the_principal_axes_leave():
+    x = kinds_of(30)
+    reading = whole_of(x)
+    rows = torch.nn.functional.avg_pool2d(x, 4).flatten(1).double()
+    centred = rows - rows.mean(0)
+    values, vectors = torch.linalg.eigh(centred.T @ centred)
+    values, vectors = values.flip(0), vectors.flip(1)
+    count = len(reading.weight)
+    assert values[:count].sum() >= 0.97 * values.sum() > values[: count - 1].sum()
+    noise = values[count:29].mean()
+    kept = vectors[:, :count] * (values[:count] / (values[:count] + noise)) @ vectors[:, :count].T
+    left = reading._left(rows.float()).flatten(1)
+    torch.testing.assert_close(left.double(), centred - centred @ kept, atol=5e-3, rtol=0)  # axes in half precision
+
+
+def test_how_images_are_batched_does_not_change_a_whole_map():
+    x = kinds_of(30)
+    torch.testing.assert_close(whole_of(x, 7)(x), whole_of(x, 30)(x), rtol=1e-3, atol=1e-3)
+
+
+def test_a_whole_map_keeps_a_fair_draw_of_many_images(monkeypatch):
+    monkeypatch.setattr(WholeMap, "MOST_IMAGES", 40)
+    reading = WholeMap(3, 16)
+    for first in range(0, 200, 10):
+        reading.add(kinds_of(10), first)
+        assert len(reading._drawn.rows) <= 40
+    assert len(set(reading._drawn.folds.tolist())) == 4
+    reading.solve()
+    assert reading(kinds_of(40)).mean() == pytest.approx(1, abs=0.4)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_a_whole_map_of_few_images_is_finite(n):
+    assert torch.isfinite(whole_of(kinds_of(n))(kinds_of(5))).all()
+
+
+def test_a_whole_map_comes_back_from_its_state():
+    reading, again = whole_of(kinds_of(20)), WholeMap(3, 16)
+    again.load_state_dict(reading.state_dict())
+    x = kinds_of(4)
+    assert torch.equal(again(x), reading(x))
 
 
 def test_alignment_is_the_share_of_variance_between_positions():

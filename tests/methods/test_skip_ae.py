@@ -6,7 +6,6 @@ import torch.nn.functional as F
 from makel.errors import UsageError
 from makel.methods.skip_ae import Config, SkipAE
 from makel.training import loop
-from makel.training.detector import Implanted
 
 CHANNELS, STRIDES = (2, 3, 5), (4, 8, 16)
 TINY_PAPER = {"size": 32, "grid": 8, "widths": (4, 4), "skips": (-1,)}
@@ -162,7 +161,7 @@ def test_whitened_with_a_unit_covariance_is_equation_2_squared_a_channel(shaped_
     for detector in (whitened, plain):
         reconstruct_constant(detector.eval(), 0.5)
     rows, columns = torch.tril_indices(3, 3)
-    whitened.readings["0"].whitener.copy_((rows == columns).half().expand(64, 6))
+    whitened.readings["gaussian_0"].whitener.copy_((rows == columns).half().expand(64, 6))
     features = (torch.rand(2, 3, 8, 8),)
     with torch.no_grad():
         torch.testing.assert_close(3 * whitened.score(features).image, plain.score(features).image.square())
@@ -174,14 +173,13 @@ def test_a_size_that_cannot_be_halved_says_which_can(shaped_backbone):
         SkipAE(config, shaped_backbone(CHANNELS, STRIDES))
 
 
-def test_tiles_share_one_gaussian_a_level(shaped_backbone, as_cache):
-    settings = {"size": 16, "blocks": (1, 2), "widths": (4, 4), "skips": (0,), "epochs": 1, "shared_position": True}
+def test_tiles_are_read_by_the_nearest_wherever_they_stand(shaped_backbone, as_cache):
+    settings = {"size": 16, "blocks": (1, 2), "widths": (4, 4), "skips": (0,), "epochs": 1, **Config.for_tiles}
     detector = SkipAE(Config(**settings), shaped_backbone((3, 5), (1, 2)))
-    cache, seen = as_cache(torch.randn(12, 3, 16, 16), torch.randn(12, 5, 8, 8))
+    cache, _ = as_cache(torch.randn(12, 3, 16, 16), torch.randn(12, 5, 8, 8))
     train(detector, cache)
-    assert [tuple(gaussian.mean.shape) for gaussian in detector.readings.values()] == [(8, 1, 1)]
-    with torch.no_grad():
-        assert detector.score(seen).anomaly_map.mean() == pytest.approx(1, abs=0.2)  # of good ones, whitened
+    assert (detector.settled.residual, detector.settled.read) == ("nearest", (0,))
+    assert list(detector.readings) == ["nearest_0"]
 
 
 OBJECT = torch.tensor([2.0, -1.0, 1.0])[:, None, None]
@@ -196,8 +194,8 @@ def product_of(kind, n, generator):
     return x, torch.nn.functional.avg_pool2d(x, 2), torch.nn.functional.avg_pool2d(x, 4)
 
 
-@pytest.mark.parametrize(("kind", "expected"), [("fixed", "gaussian"), ("anywhere", "nearest")])
-def test_the_reading_is_chosen_by_what_finds_implanted_defects(shaped_backbone, as_cache, kind, expected):
+@pytest.mark.parametrize("kind", ["fixed", "anywhere"])
+def test_how_the_product_lies_says_how_it_is_read(shaped_backbone, as_cache, kind):
     generator = torch.Generator().manual_seed(3)
     levels = product_of(kind, 48, generator)
     changed = [level.clone() for level in levels]
@@ -208,35 +206,42 @@ def test_the_reading_is_chosen_by_what_finds_implanted_defects(shaped_backbone, 
     changed[1:] = [torch.nn.functional.avg_pool2d(changed[0], side) for side in (2, 4)]
     settings = {"size": 16, "blocks": (1, 2, 3), "widths": (4, 4), "skips": (0,), "epochs": 1, "join": False}
     detector = SkipAE(Config(**settings), shaped_backbone((3, 3, 3), (1, 2, 4)))
-    cache, _ = as_cache(*levels)
-    bad, seen = as_cache(*changed)
-    loop.train(detector, cache, seed=0, progress=lambda *_: None, implanted=lambda: Implanted(bad, tuple(range(48))))
-    assert detector.settled.residual == expected
-    assert detector.settled.read in (((0, 1),) if kind == "fixed" else ((1, 2), (0, 1, 2)))
+    cache, good = as_cache(*levels)
+    _, seen = as_cache(*changed)
+    train(detector, cache)
+    settled = detector.settled
     # What lies in place is read at the finest levels, and there is nothing left in it that needs the others.
-    assert detector.settled.blocks == ((1, 2) if kind == "fixed" else (1, 2, 3))
-    count = len(detector.settled.blocks)
-    again = SkipAE(detector.settled, shaped_backbone((3,) * count, (1, 2, 4)[:count]))
+    expected = ("gaussian", (0, 1), (1, 2)) if kind == "fixed" else ("whole", (0, 1, 2), (1, 2, 3))
+    assert (settled.residual, settled.read, settled.blocks) == expected
+    assert list(detector.readings) == (
+        ["gaussian_0", "gaussian_1"]
+        if kind == "fixed"
+        else ["whole_0", "whole_1", "nearest_0", "nearest_1", "nearest_2"]
+    )
+    count = len(settled.blocks)
+    again = SkipAE(settled, shaped_backbone((3,) * count, (1, 2, 4)[:count]))
     again.load_state_dict(detector.state_dict())
+    assert again.settled == settled
     with torch.no_grad():
         assert torch.equal(again.eval().score(seen).image, detector.score(seen).image)
+        assert detector.score(seen).image.mean() > 1.2 * detector.score(good).image.mean()
 
 
-def test_sources_may_all_be_of_one_fold(shaped_backbone, as_cache):
-    levels = product_of("anywhere", 48, torch.Generator().manual_seed(3))
+def test_wholes_and_nearest_count_alike(shaped_backbone, as_cache):
+    levels = product_of("anywhere", 24, torch.Generator().manual_seed(3))
     settings = {"size": 16, "blocks": (1, 2, 3), "widths": (4, 4), "skips": (0,), "epochs": 1, "join": False}
-    detector = SkipAE(Config(**settings), shaped_backbone((3, 3, 3), (1, 2, 4)))
-    bad, _ = as_cache(*(level[::4] + 1 for level in levels))
-    implanted = Implanted(bad, tuple(range(0, 48, 4)))
-    loop.train(detector, as_cache(*levels)[0], seed=0, progress=lambda *_: None, implanted=lambda: implanted)
-    assert detector.settled.read in ((1, 2), (0, 1, 2))
-
-
-def test_without_implanted_defects_every_level_is_read_by_gaussians(shaped_backbone, as_cache):
-    settings = {"size": 16, "blocks": (1, 2), "widths": (4, 4), "skips": (0,), "epochs": 1, "join": False}
-    detector = SkipAE(Config(**settings), shaped_backbone((3, 5), (1, 2)))
-    train(detector, as_cache(torch.randn(12, 3, 16, 16), torch.randn(12, 5, 8, 8))[0])
-    assert (detector.settled.residual, detector.settled.read) == ("gaussian", (0, 1))
+    detector = SkipAE(Config(**settings, residual="whole"), shaped_backbone((3, 3, 3), (1, 2, 4)))
+    cache, seen = as_cache(*levels)
+    train(detector, cache)
+    with torch.no_grad():
+        residuals = detector.residuals(seen)
+        wholes = [detector.readings[f"whole_{level}"](residuals[level]) for level in (0, 1)]
+        nearest = [detector.readings[f"nearest_{level}"](residuals[level]) for level in (0, 1, 2)]
+        means = [each.flatten(1).mean(1).log() for each in wholes]
+        tops = [each.flatten(1).amax(1).log() for each in nearest[1:]]
+        tops.append(nearest[0].flatten(1).topk(2, 1).values.mean(1).log())  # 1 % of 256
+        expected = (sum(means) / 4 + sum(tops) / 6).exp()
+        torch.testing.assert_close(detector.score(seen).image, expected)
 
 
 def test_levels_that_are_not_there_are_refused(shaped_backbone):

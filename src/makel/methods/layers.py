@@ -309,36 +309,37 @@ def finish_scores(
     return Scores(image=top_mean(anomaly_map if top else upsampled, top, inspected), anomaly_map=upsampled)
 
 
-def finish_level_scores(maps: Levels, size: int, top: float, inspected: Inspected | None = None) -> Scores[Tensor]:
-    """What `finish_scores` gives, from one map a level.
+def finish_level_scores(
+    maps: Levels,
+    size: int,
+    tops: Sequence[float],
+    inspected: Inspected | None = None,
+    weights: Sequence[float] | None = None,
+) -> Scores[Tensor]:
+    """What `finish_scores` gives, from several maps.
 
-    The map is the harmonic mean of the levels' maps, high where every level is, and is brought to the input's size the
-    same way: its reciprocal is interpolated, so that a peak does not spread over half of each neighbouring cell. The
-    image score is `level_score`.
+    The map is their harmonic mean, high where every one is, at the input's size. It is their reciprocals that are
+    interpolated, so that a peak does not spread over half of each neighbouring cell. The image score is the geometric
+    mean of each one's top mean: a map gives its share whatever the others say.
 
     Args:
-        maps: (N, 1, h, w) of each level, finest first, not negative.
+        maps: (N, 1, h, w) each, not negative.
         size: Side of the input, in pixels.
-        top: Share of each level's map whose mean goes into the image score; 0 for the maximum of the full-size map.
+        tops: For each map, the share of it whose mean goes into the image score; all 0 for the maximum of the full-size
+            map.
         inspected: What the image score is taken from; None for everything.
+        weights: How much each map counts, together 1; None for all alike.
     """
     if len(maps) == 1:
-        return finish_scores(maps[0], size, top, inspected)
-    reciprocal = F.interpolate(1 / harmonic_mean(maps), (size, size), mode="bilinear", align_corners=False)
-    joined = 1 / reciprocal
-    image = level_score(maps, top, inspected) if top else top_mean(joined, top, inspected)
-    return Scores(image=image, anomaly_map=joined)
-
-
-def level_score(maps: Levels, top: float, inspected: Inspected | None = None) -> Tensor:
-    """(N,) geometric mean over the levels of each map's top mean: a level gives its share whatever the others say."""
-    tops = torch.stack([top_mean(each, top, inspected) for each in maps])
-    return tops.clamp_min(LEAST).log().mean(0).exp()
-
-
-def harmonic_mean(maps: Levels) -> Tensor:
-    """(N, 1, h, w) at the finest side; the map itself where there is only one."""
-    if len(maps) == 1:
-        return maps[0]
-    sides = [to_side(each, maps[0].shape[-1]) for each in maps]
-    return 1 / torch.stack([1 / each.clamp_min(LEAST) for each in sides]).mean(0)
+        return finish_scores(maps[0], size, tops[0], inspected)
+    weights = weights or [1 / len(maps)] * len(maps)
+    reciprocals = [
+        weight * F.interpolate(1 / each.clamp_min(LEAST), (size, size), mode="bilinear", align_corners=False)
+        for each, weight in zip(maps, weights, strict=True)
+    ]
+    joined = 1 / torch.stack(reciprocals).sum(0)
+    if not any(tops):
+        return Scores(image=top_mean(joined, 0.0, inspected), anomaly_map=joined)
+    means = [top_mean(each, top, inspected) for each, top in zip(maps, tops, strict=True)]
+    logarithms = [weight * mean.clamp_min(LEAST).log() for mean, weight in zip(means, weights, strict=True)]
+    return Scores(image=torch.stack(logarithms).sum(0).exp(), anomaly_map=joined)

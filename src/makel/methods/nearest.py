@@ -35,7 +35,7 @@ from torch import Tensor
 
 from makel.methods.layers import FeatureGrid, choose_coreset, finish_scores, squared_distances, standardise
 from makel.training.backbones import Backbone
-from makel.training.detector import Batches, Detector, DetectorConfig, Features, Implant
+from makel.training.detector import Batches, Detector, DetectorConfig, Features
 from makel.types import Scores
 
 
@@ -112,7 +112,7 @@ class Nearest(Detector):
             self.grid.add(features)
         self.grid.solve()
 
-    def finish(self, good: Batches, implanted: Implant | None = None) -> None:
+    def finish(self, good: Batches) -> None:
         """The bank."""
         positions = self.grid.side**2
         total = positions * sum(len(features[0]) for features in good)
@@ -126,7 +126,7 @@ class Nearest(Detector):
         candidates = torch.cat(parts)
         count = min(ceil(self.config.share * total), self.config.bank, len(candidates))
         self.bank = candidates[choose_coreset(candidates, count)]
-        super().finish(good, implanted)
+        super().finish(good)
 
     def score(self, features: Features) -> Scores[Tensor]:
         """The distance to the nearest vector of the bank."""

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from makel.methods.layers import FeatureGrid, Moments, finish_scores, principal_axes, standardise
 from makel.training.backbones import Backbone
-from makel.training.detector import Batches, Detector, DetectorConfig, Features, Implant
+from makel.training.detector import Batches, Detector, DetectorConfig, Features
 from makel.types import Scores
 
 
@@ -101,7 +101,7 @@ class PCA(Detector):
             self.grid.add(features)
         self.grid.solve()
 
-    def finish(self, good: Batches, implanted: Implant | None = None) -> None:
+    def finish(self, good: Batches) -> None:
         """The principal axes."""
         moments = Moments()
         for features in good:
@@ -111,7 +111,7 @@ class PCA(Detector):
         self.mean.copy_(mean)
         self.complement.copy_(torch.eye(len(mean), dtype=axes.dtype) - axes @ axes.T)
         self.components.fill_(axes.shape[1])
-        super().finish(good, implanted)
+        super().finish(good)
 
     def score(self, features: Features) -> Scores[Tensor]:
         """The length of what the principal axes leave over."""

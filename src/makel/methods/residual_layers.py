@@ -1,11 +1,11 @@
-"""How a residual is read: two ways to learn what those of good images look like, and to measure how far off one is.
+"""How a residual is read: ways to learn what those of good images look like, and to measure how far off one is.
 
-    PositionGaussian    a Gaussian at every position; SharedGaussian, one for all
+    PositionGaussian    a Gaussian at every position
     NearestResidual     the distance to the most similar residual of a good image, wherever it stood
+    WholeMap            what good images as wholes leave unexplained: all positions together
 
-Both are fitted in one pass of sums over good images: `add` batches, then `solve`. Images fall into `FOLDS` in turn, and
-`solve(without=fold)` gives the reading as it would be without that fold's images, so that their own distances are those
-of images never seen.
+All are fitted in one pass over good images: `add` batches, then `solve`. Images fall into `FOLDS` in turn, for what has
+to be learned from images that were left out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from makel.methods.layers import (
     Moments,
     choose_coreset,
     squared_distances,
+    to_side,
 )
 
 FOLDS = 4
@@ -34,30 +35,30 @@ channel has. Images that hardly differ would else be told apart by rounding, whi
 
 
 class Reading(nn.Module, ABC):
-    """What is learned from residuals of good images, as a distance."""
+    """What is learned from residuals of good images, as a distance.
+
+    Attributes:
+        share: The share of its map whose mean says how far off the image is; None for a method's usual one.
+    """
+
+    share: ClassVar[float | None] = None
 
     @abstractmethod
     def add(self, x: Tensor, first: int) -> None:
         """Add (N, C, H, W) residuals of good images; `first` counts the images added before, and picks their folds."""
 
     @abstractmethod
-    def solve(self, without: int | None = None) -> None:
-        """Set the buffers from everything added, or from all but one fold. May be called again until `release`."""
-
-    @abstractmethod
-    def release(self) -> None:
-        """Let go of the sums."""
+    def solve(self) -> None:
+        """Set the buffers from everything added, and let go of it."""
 
 
 @dataclass
 class _Sums:
-    """Of residuals by fold: how many (FOLDS,), their sums (FOLDS, P, C) and those of their outer products; and the
-    shrinkage chosen from them."""
+    """Of residuals by fold: how many (FOLDS,), their sums (FOLDS, P, C) and those of their outer products."""
 
     count: list[int]
     total: Tensor
     square: Tensor
-    weight: float | None = None
 
     def moments(self, folds: list[int]) -> tuple[Tensor, Tensor]:
         """Mean (P, C) and covariance (P, C, C) of some folds."""
@@ -118,16 +119,16 @@ class PositionGaussian(Reading):
             total = x.new_zeros(FOLDS, positions, channels)
             self._sums = _Sums([0] * FOLDS, total, x.new_zeros(*total.shape, channels))
         for fold in range(FOLDS):
-            part = self._by_position(x[(fold - first) % FOLDS :: FOLDS])  # (positions, n, C)
+            part = x[(fold - first) % FOLDS :: FOLDS].flatten(2).permute(2, 0, 1)  # (positions, n, C)
             self._sums.count[fold] += part.shape[1]
             self._sums.total[fold] += part.sum(1)
             self._sums.square[fold].baddbmm_(part.transpose(1, 2), part)
 
-    def solve(self, without: int | None = None) -> None:
+    def solve(self) -> None:
         """See `Reading.solve`."""
         assert self._sums is not None, "nothing was added"
-        weight = self._sums.weight = self._sums.weight or self._choose_shrinkage(self._sums)
-        mean, scatter = self._sums.moments([fold for fold in range(FOLDS) if fold != without])
+        weight = self._choose_shrinkage(self._sums)
+        mean, scatter = self._sums.moments(list(range(FOLDS)))
         factor = torch.linalg.cholesky(_shrink(scatter, scatter.mean(0), weight))
         eye = torch.eye(factor.shape[-1], device=factor.device).expand_as(factor)
         inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
@@ -135,9 +136,6 @@ class PositionGaussian(Reading):
         self.whitener.copy_(inverse[:, rows, columns])
         self.mean.copy_(mean.T.reshape(self.mean.shape))
         self.shrinkage.fill_(weight)
-
-    def release(self) -> None:
-        """See `Reading.release`."""
         self._sums = None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,11 +150,6 @@ class PositionGaussian(Reading):
         every = torch.cat(white, 2)  # (HW, N, C)
         # x * x, since ONNX Runtime takes ten times as long for the Pow that square() becomes.
         return (every * every).mean(2).T.reshape(n, 1, height, width)
-
-    @staticmethod
-    def _by_position(x: Tensor) -> Tensor:
-        """(N, C, H, W) to (H*W, N, C)."""
-        return x.flatten(2).permute(2, 0, 1)
 
     def _choose_shrinkage(self, sums: _Sums) -> float:
         if sum(sums.count) < 2 * FOLDS:
@@ -175,49 +168,27 @@ class PositionGaussian(Reading):
         return self.SHRINKAGES[int(losses.argmin())]
 
 
-class SharedGaussian(PositionGaussian):
-    """One Gaussian for all positions of a level: tiles of a larger image stand anywhere, so positions mean nothing.
-
-    Args:
-        channels: The level's channels.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, side=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As `PositionGaussian.forward`, at any H and W."""
-        n, channels, height, width = x.shape
-        apart = x.permute(0, 2, 3, 1).reshape(-1, channels, 1, 1)
-        return super().forward(apart).reshape(n, 1, height, width)
-
-    @staticmethod
-    def _by_position(x: Tensor) -> Tensor:
-        """(N, C, H, W) to (1, N*H*W, C): all stand at one position."""
-        return x.permute(0, 2, 3, 1).reshape(1, -1, x.shape[1])
-
-
 @dataclass
-class _Drawn:
-    """A fair draw from all residuals, (K, C), with the fold of each, and the moments of all."""
+class _Draw:
+    """A fair draw from everything added: `rows` (K, C), with the fold of each."""
 
     rows: Tensor
     folds: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     lots: Tensor = field(default_factory=lambda: torch.zeros(0))
-    moments: Moments = field(default_factory=Moments)
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
-    members: Tensor | None = None
 
-    def add(self, x: Tensor, first: int, most: int) -> None:
-        """Add (N, C, H, W) residuals; `most` are kept."""
-        self.moments.add(x)
-        rows = x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-        folds = (torch.arange(len(x)) + first).remainder(FOLDS).repeat_interleave(x[0, 0].numel())
+    def add(self, rows: Tensor, folds: Tensor, most: int) -> None:
+        """Add (N, C) with the folds (N,) of each; `most` are kept, in the order they came."""
+        rows, folds = torch.cat([self.rows, rows.to(self.rows.dtype)]), torch.cat([self.folds, folds])
         # Whoever has drawn the smallest lots stays, which is fair however many are still to come.
-        lots = torch.cat([self.lots, torch.rand(len(rows), generator=self.generator)])
-        self.lots, kept = lots.topk(min(most, len(lots)), largest=False)
-        self.rows = torch.cat([self.rows, rows])[kept.to(rows.device)]
-        self.folds = torch.cat([self.folds, folds])[kept]
+        lots = torch.cat([self.lots, torch.rand(len(rows) - len(self.rows), generator=self.generator)])
+        kept = lots.topk(min(most, len(lots)), largest=False).indices.sort().values
+        self.rows, self.folds, self.lots = rows[kept.to(rows.device)], folds[kept], lots[kept]
+
+
+def _folds(first: int, count: int) -> Tensor:
+    """(count,) folds of the images after `first` others."""
+    return (torch.arange(count) + first).remainder(FOLDS)
 
 
 class NearestResidual(Reading):
@@ -256,48 +227,39 @@ class NearestResidual(Reading):
         self.register_buffer("scale", torch.ones(()))
         self.most = most
         self.register_load_state_dict_pre_hook(_resize_before_load)  # type: ignore[no-untyped-call]
-        self._drawn: _Drawn | None = None
+        self._drawn: _Draw | None = None
+        self._moments = Moments()
 
     def add(self, x: Tensor, first: int) -> None:
         """See `Reading.add`."""
         if self._drawn is None:
-            self._drawn = _Drawn(x.new_zeros(0, x.shape[1]))
-        self._drawn.add(x, first, self.CANDIDATES)
+            self._drawn = _Draw(x.new_zeros(0, x.shape[1]))
+        self._moments.add(x)
+        folds = _folds(first, len(x)).repeat_interleave(x[0, 0].numel())
+        self._drawn.add(x.permute(0, 2, 3, 1).reshape(-1, x.shape[1]), folds, self.CANDIDATES)
 
-    def solve(self, without: int | None = None) -> None:
-        """See `Reading.solve`. Who is remembered is chosen once, from all; without a fold, its own are left out."""
+    def solve(self) -> None:
+        """See `Reading.solve`."""
         assert self._drawn is not None, "nothing was added"
-        drawn = self._drawn
-        if drawn.members is None:
-            drawn.members = self._choose(drawn)
-        members = drawn.members
-        self.bank = drawn.rows[members if without is None else members[drawn.folds[members] != without]].half()
-
-    def release(self) -> None:
-        """See `Reading.release`."""
-        self._drawn = None
+        drawn, self._drawn = self._drawn, None
+        mean, covariance = self._moments.solve()
+        self.mean.copy_(mean)
+        self.whitener.copy_(torch.linalg.inv(torch.linalg.cholesky(covariance + _ridge(covariance))))
+        rows = self._whiten(drawn.rows)
+        members = choose_coreset(rows, min(self.most, len(rows)), project=64).cpu()
+        distances = []
+        for fold in range(FOLDS):
+            others, own = members[drawn.folds[members] != fold], rows[drawn.folds == fold]
+            if len(others) and len(own):
+                distances.append(self._nearest(own, rows[others]))
+        self.scale.fill_(float(torch.cat(distances).mean()) if distances else 1.0)
+        self.bank = rows[members].half()
 
     def forward(self, x: Tensor) -> Tensor:
         """Squared distance to the nearest of the bank, over its mean for good ones: (N, 1, H, W) of (N, C, H, W)."""
         n, channels, height, width = x.shape
         white = self._whiten(x.permute(0, 2, 3, 1).reshape(-1, channels))
         return (self._nearest(white, self.bank) / self.scale).reshape(n, 1, height, width)
-
-    def _choose(self, drawn: _Drawn) -> Tensor:
-        """Set whitener and scale, whiten the candidates, and give the places of the bank's members among them."""
-        mean, covariance = drawn.moments.solve()
-        self.mean.copy_(mean)
-        self.whitener.copy_(torch.linalg.inv(torch.linalg.cholesky(covariance + _ridge(covariance))))
-        drawn.rows = self._whiten(drawn.rows)
-        members = choose_coreset(drawn.rows, min(self.most, len(drawn.rows)), project=64).cpu()
-        distances = []
-        for fold in range(FOLDS):
-            others = members[drawn.folds[members] != fold]
-            own = drawn.rows[drawn.folds == fold]
-            if len(others) and len(own):
-                distances.append(self._nearest(own, drawn.rows[others]))
-        self.scale.fill_(float(torch.cat(distances).mean()) if distances else 1.0)
-        return members
 
     def _whiten(self, rows: Tensor) -> Tensor:
         return (rows - self.mean) @ self.whitener.T
@@ -308,19 +270,94 @@ class NearestResidual(Reading):
         return torch.stack(parts).amin(0).clamp_min(0) / white.shape[1]
 
 
-ENOUGH = 4.0
-"""Spreads beyond which a defect counts no more: it is found anyway, and the few plain ones would decide everything."""
+class WholeMap(Reading):
+    """What all good images together cannot explain of this one: its map is looked at as a whole.
 
-
-def separation(good: Tensor, implanted: Tensor) -> float:
-    """How many spreads of good images' scores those with an implanted defect lie above them, on average, up to a limit.
+    Products of several kinds or lights differ in all positions at once, and in ways that good images have shown. The
+    map of an image, averaged to a coarse grid, is one vector; the principal axes of those of good images explain a
+    part of it (for distances, Ahuja et al. 2019, https://arxiv.org/abs/1909.11786, as features alone), and the rest is
+    read by a Gaussian at every position. Axes explain the images they come from too well, so that Gaussian is learned
+    from what axes of other images leave of them. Each coordinate is shrunk as probabilistic PCA has it (Tipping and
+    Bishop 1999, https://doi.org/10.1111/1467-9868.00196), by the variance of the axes that are left out.
 
     Args:
-        good: (N,) logarithms of scores.
-        implanted: (M,) the same.
+        channels, side: The level's shape.
+
+    Attributes:
+        mean: (D,) buffer, D being channels times the cells of the grid.
+        axes: (K, D) half-precision buffer.
+        weight: (K,) buffer, what is kept of each coordinate.
+        rest: The Gaussian.
     """
-    spreads = (implanted - good.mean()) / good.std().clamp_min(LEAST)
-    return float(spreads.clamp(-ENOUGH, ENOUGH).mean())
+
+    share = 1.0
+    GRID = 8
+    """Cells of the grid a side at most; a quarter of the level's side where that is less."""
+    EXPLAINED, MOST_AXES = 0.97, 384
+    """Axes are taken until they explain this share of the variance, or there are so many."""
+    MOST_IMAGES = 1024
+    """Good images that axes are found from, drawn from all."""
+
+    mean: Tensor
+    axes: Tensor
+    weight: Tensor
+
+    def __init__(self, channels: int, side: int) -> None:
+        super().__init__()
+        self.grid = max(1, min(self.GRID, side // 4))
+        size = channels * self.grid**2
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("axes", torch.zeros(0, size, dtype=torch.float16))
+        self.register_buffer("weight", torch.zeros(0))
+        self.rest = PositionGaussian(channels, self.grid)
+        self.register_load_state_dict_pre_hook(_resize_before_load)  # type: ignore[no-untyped-call]
+        self._drawn: _Draw | None = None
+
+    def add(self, x: Tensor, first: int) -> None:
+        """See `Reading.add`."""
+        rows = to_side(x, self.grid).flatten(1)
+        if self._drawn is None:
+            self._drawn = _Draw(rows.new_zeros(0, rows.shape[1], dtype=torch.float16))
+        self._drawn.add(rows, _folds(first, len(rows)), self.MOST_IMAGES)
+
+    def solve(self) -> None:
+        """See `Reading.solve`."""
+        assert self._drawn is not None, "nothing was added"
+        drawn, self._drawn = self._drawn, None
+        for fold in range(FOLDS):
+            own = (drawn.folds == fold).to(drawn.rows.device)
+            others = drawn.rows if own.all() else drawn.rows[~own]  # a single image has only itself
+            self._explain(others.float())
+            for left in self._left(drawn.rows[own].float()):
+                self.rest.add(left[None], fold)
+        self._explain(drawn.rows.float())
+        self.rest.solve()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Squared Mahalanobis distance a channel of what is left, (N, 1, grid, grid), of (N, C, H, W) residuals."""
+        distance: Tensor = self.rest(self._left(to_side(x, self.grid).flatten(1)))
+        return distance
+
+    def _left(self, rows: Tensor) -> Tensor:
+        """(N, C, grid, grid) of (N, D)."""
+        axes, centred = self.axes.float(), rows - self.mean
+        left = centred - (centred @ axes.T * self.weight) @ axes
+        return left.reshape(-1, self.rest.channels, self.grid, self.grid)
+
+    def _explain(self, rows: Tensor) -> None:
+        """Set mean, axes and weights to those of (N, D)."""
+        self.mean.copy_(rows.mean(0))
+        centred = rows - self.mean
+        # There are more dimensions than images: the images' products with each other have the same axes, sooner.
+        values, vectors = torch.linalg.eigh(centred @ centred.T)
+        values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
+        wanted = int((values.cumsum(0) < self.EXPLAINED * values.sum()).sum()) + 1
+        count = min(wanted, self.MOST_AXES, len(rows) - 1)
+        rest = values[count : len(rows) - 1]
+        noise = rest.mean() if len(rest) else rest.new_zeros(())
+        values = values[:count]
+        self.axes = ((vectors[:, :count].T @ centred) / values.sqrt().clamp_min(LEAST)[:, None]).half()
+        self.weight = values / (values + noise).clamp_min(LEAST)
 
 
 class Alignment:
@@ -370,7 +407,8 @@ def _negative_log_likelihood(covariance: Tensor, scatter: Tensor) -> float:
     return float((log_det + trace).mean())
 
 
-def _resize_before_load(reading: NearestResidual, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
-    """Make room for the bank of a state, whose size follows from the images it was fitted on."""
-    if f"{prefix}bank" in state:
-        reading.bank = torch.empty_like(state[f"{prefix}bank"], device=reading.bank.device)
+def _resize_before_load(reading: Reading, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    """Make room for what of a state has a size that follows from the images it was fitted on."""
+    for name, buffer in reading.named_buffers(recurse=False):
+        if f"{prefix}{name}" in state:
+            setattr(reading, name, torch.empty_like(state[f"{prefix}{name}"], device=buffer.device))

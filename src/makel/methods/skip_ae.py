@@ -30,25 +30,25 @@ The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmark
 12. A narrow autoencoder, and only the deeper of its skips, compressed by a 1x1 convolution: what flows past the code
     reconstructs defects too.
 13. AdamW with a one-cycle schedule, for 100 updates: trained longer it reconstructs defects better, not good parts.
-14. The residual is not summed as it is, but measured against the residuals of good images, in one of two ways: a
-    Mahalanobis distance at its position (`residual_layers.PositionGaussian`), of which equation 2 is the case of a unit
-    covariance; or the distance to the most similar one anywhere (`residual_layers.NearestResidual`), for products that
-    lie in another place in every image.
-15. The map is the harmonic mean of the levels' maps: a position counts as far off where every level says so, which
-    keeps the coarse levels from smearing it. The image score is the geometric mean over the levels of the mean of
-    each one's highest 1 %: small defects show at the fine levels and large ones at the coarse.
-16. Where most of what the finest level shows is where on the image it stands (`residual_layers.Alignment`), fine
-    features have their place: Gaussians read the finest two levels. Else these are the surface's noise, and the
-    coarsest two levels are read, or all, by Gaussians or by the nearest: by what tells good images best from the same
-    with a made-up defect, every image judged by a reading that was fitted without it (`residual_layers.separation`,
-    `makel.training.implants`). Levels that are not read because the product lies the same way are not computed.
+14. The residual is not summed as it is, but measured against the residuals of good images. Where the product lies the
+    same in every image, by a Mahalanobis distance at its position (`residual_layers.PositionGaussian`), of which
+    equation 2 is the case of a unit covariance. Where it does not, in two ways that count alike: by the distance to the
+    most similar one anywhere (`residual_layers.NearestResidual`), and by what good images as wholes cannot explain
+    (`residual_layers.WholeMap`, of the finest two levels), since products of several kinds or lights differ everywhere
+    at once. Tiles, which are parts of an image, are read by the nearest alone.
+15. The product lies the same where most of what the finest level shows is where on the image it stands
+    (`residual_layers.Alignment`). Fine features have their place then, so the finest two levels are read; the others
+    are not even computed. Else all are.
+16. The map is the harmonic mean of the maps: a position counts as far off where every one says so, which keeps the
+    coarse ones from smearing it. The image score is the geometric mean of the mean of each one's highest 1 %, or of all
+    of it for a map as a whole: small defects show at the fine levels and large ones at the coarse.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -61,21 +61,12 @@ from makel.methods.layers import (
     Projection,
     SkipAutoencoder,
     finish_level_scores,
-    level_score,
     standardise,
     to_side,
 )
-from makel.methods.residual_layers import (
-    FOLDS,
-    Alignment,
-    NearestResidual,
-    PositionGaussian,
-    Reading,
-    SharedGaussian,
-    separation,
-)
+from makel.methods.residual_layers import Alignment, NearestResidual, PositionGaussian, Reading, WholeMap
 from makel.training.backbones import Backbone
-from makel.training.detector import Batches, Detector, DetectorConfig, Features, Implant, Implanted
+from makel.training.detector import Batches, Detector, DetectorConfig, Features
 from makel.types import Scores
 
 
@@ -92,10 +83,9 @@ class Config(DetectorConfig):
             out the first.
         widths: Channels of the encoder stages.
         skips: Channels of the skips, fine to deep: 0 for none, -1 for uncompressed.
-        residual: How the residual is read (deviation 14): "gaussian", "nearest", "auto" for the better of both
-            (deviation 16), or "l2" for equation 2.
-        read: The levels that are read, finest is 0; empty for those that "auto" chooses, or for all.
-        shared_position: One Gaussian a level instead of one a position: for tiles, which stand anywhere.
+        residual: How the residual is read (deviation 14): "gaussian" at its position, "nearest" anywhere, "whole" for
+            that and images as wholes, "auto" for the first or the last (deviation 15), or "l2" for equation 2.
+        read: The levels that are read, finest is 0; empty for those that "auto" takes, or for all.
         bank: Residuals of good images that "nearest" remembers at most, a level.
         top: Share of each level's map whose mean goes into the image score; 0 for the map's maximum.
         learning_rate: Peak learning rate.
@@ -111,10 +101,9 @@ class Config(DetectorConfig):
     join: bool = True
     widths: tuple[int, ...] = (32, 48, 64)
     skips: tuple[int, ...] = (0, 16)
-    residual: Literal["auto", "gaussian", "nearest", "l2"] = "auto"
+    residual: Literal["auto", "gaussian", "nearest", "whole", "l2"] = "auto"
     read: tuple[int, ...] = ()
-    shared_position: bool = False
-    bank: int = 2048
+    bank: int = 512
     top: float = 0.01
     learning_rate: float = 3e-3
     schedule: Literal["onecycle", "constant"] = "onecycle"
@@ -138,11 +127,14 @@ class Config(DetectorConfig):
         },
     }
     # A tile stands anywhere, and how bright it is says what is in it: a blank one would become all noise.
-    for_tiles: ClassVar[dict[str, Any]] = {"shared_position": True, "standardise": False}
+    for_tiles: ClassVar[dict[str, Any]] = {"residual": "nearest", "standardise": False}
 
 
 ALIGNED = 0.5
 """Share of the finest level's variance that lies between positions, from which on fine features have their place."""
+
+FINEST = 2
+"""Levels that are read where fine features have their place, and as wholes."""
 
 
 class SkipAE(Detector):
@@ -178,8 +170,9 @@ class SkipAE(Detector):
         self.readings = nn.ModuleDict()
         self._aligned = False
         self._settled = config
-        if config.residual in ("gaussian", "nearest"):
-            self._settle(config.residual, self._make_readings(config.residual, config.read or range(len(sides))))
+        if config.residual in ("gaussian", "nearest", "whole"):
+            levels = config.read or tuple(range(len(sides)))
+            self._settle(config.residual, levels, self._make_readings(_plan(config.residual, levels)))
         self.register_load_state_dict_pre_hook(_settle_before_load)  # type: ignore[no-untyped-call]
 
     @property
@@ -202,9 +195,9 @@ class SkipAE(Detector):
                 norm.add(level)
         for norm in self.norms:
             norm.solve()
-        self._aligned = alignment.solve() > ALIGNED and not self.config.shared_position
-        if self._aligned and self.config.residual != "l2":
-            self._keep(len(self._runs()[-1]))
+        self._aligned = self.config.residual == "auto" and alignment.solve() > ALIGNED
+        if self._aligned:
+            self._keep(max(self._levels_read()) + 1)
 
     def optimizers(self, steps: int) -> dict[str, tuple[torch.optim.Optimizer, Any]]:
         """One optimiser, for the autoencoder."""
@@ -221,11 +214,11 @@ class SkipAE(Detector):
         loss = torch.stack(losses).mean()
         yield "autoencoder", loss, {"loss": loss}
 
-    def finish(self, good: Batches, implanted: Implant | None = None) -> None:
-        """How the residuals of good images look, and which way and levels to read them by."""
+    def finish(self, good: Batches) -> None:
+        """How the residuals of good images look."""
         if self.config.residual != "l2":
-            self._read(good, implanted)
-        super().finish(good, implanted)
+            self._read(good)
+        super().finish(good)
 
     def trained_state(self) -> dict[str, Tensor]:
         """The autoencoder and the channels' scales, without the readings, which are many times larger."""
@@ -239,11 +232,15 @@ class SkipAE(Detector):
     def score(self, features: Features) -> Scores[Tensor]:
         """Equation 2, or its whitened form, over all levels."""
         residuals = self.residuals(features)
-        if self.readings:
-            maps = [reading(residuals[int(level)]) for level, reading in self.readings.items()]
-        else:
+        if not self.readings:
             maps = [residual.square().sum(1, keepdim=True).sqrt() for residual in residuals]
-        return finish_level_scores(maps, self.config.size, self.config.top, self.inspected)
+            return finish_level_scores(maps, self.config.size, [self.config.top] * len(maps), self.inspected)
+        readings = {_parse(key): cast("Reading", reading) for key, reading in self.readings.items()}
+        names = [name for name, _ in readings]
+        maps = [reading(residuals[level]) for (_, level), reading in readings.items()]
+        tops = [self.config.top if reading.share is None else reading.share for reading in readings.values()]
+        weights = [1 / len(set(names)) / names.count(name) for name in names]  # every way to read counts alike
+        return finish_level_scores(maps, self.config.size, tops, self.inspected, weights)
 
     def _make_autoencoder(self) -> SkipAutoencoder:
         channels, sides = zip(*self._shapes, strict=True)
@@ -275,94 +272,62 @@ class SkipAE(Detector):
             return [torch.cat([to_side(fine, coarse.shape[-1]), coarse], 1) for fine, coarse in pairs]
         return list(features)
 
-    def _settle(self, name: str, readings: Mapping[int, Reading]) -> None:
-        """Read levels by these readings, of this name, from now on."""
+    def _settle(self, name: str, levels: Iterable[int], readings: Mapping[tuple[str, int], Reading]) -> None:
+        """Read these levels, in the way of this name, by these readings from now on."""
         blocks = tuple(sorted(self.config.blocks)[: len(self.backbone.blocks)])
-        self._settled = replace(self.config, blocks=blocks, residual=cast("Any", name), read=tuple(readings))
-        self.readings = nn.ModuleDict({str(level): reading for level, reading in readings.items()})
+        self._settled = replace(self.config, blocks=blocks, residual=cast("Any", name), read=tuple(levels))
+        self.readings = nn.ModuleDict({f"{kind}_{level}": reading for (kind, level), reading in readings.items()})
 
-    def _make_readings(self, name: str, levels: Iterable[int]) -> dict[int, Reading]:
-        return {level: self._reading(name, level) for level in levels}
+    def _make_readings(self, plan: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Reading]:
+        return {(name, level): self._reading(name, level) for name, level in plan}
 
     def _reading(self, name: str, level: int) -> Reading:
         channels, side = self._shapes[level]
         if name == "nearest":
             return NearestResidual(channels, self.config.bank)
-        return SharedGaussian(channels) if self.config.shared_position else PositionGaussian(channels, side)
+        return WholeMap(channels, side) if name == "whole" else PositionGaussian(channels, side)
 
-    def _read(self, good: Batches, implant: Implant | None) -> None:
+    def _read(self, good: Batches) -> None:
+        name: str = self.config.residual
+        if name == "auto":
+            name = "gaussian" if self._aligned else "whole"
+        levels = self._levels_read()
         device = next(self.parameters()).device
-        made = None if self._aligned or self.config.residual != "auto" or implant is None else implant()
-        implanted = made if made and len(set(made.sources)) >= 2 * FOLDS else None
-        names = ("gaussian", "nearest") if implanted else (self._default,)
-        runs = self._runs()
-        levels = sorted({level for run in runs for level in run})
-        readings = {(name, level): self._reading(name, level).to(device) for name, level in product(names, levels)}
-        sources = set(implanted.sources) if implanted else set()
-        clean: dict[int, list[Tensor]] = {}
+        readings = {key: reading.to(device) for key, reading in self._make_readings(_plan(name, levels)).items()}
         count = 0
         for features in good:
             residuals = self.residuals(features)
             for (_, level), reading in readings.items():
                 reading.add(residuals[level], count)
-            here = sources & set(range(count, count + len(features[0])))
-            clean |= {source: [each[source - count] for each in residuals] for source in here}
             count += len(features[0])
-        name, chosen = (names[0], runs[-1]) if implanted is None else self._choose(readings, runs, clean, implanted)
-        self._settle(name, {level: readings[name, level] for level in chosen})
-        for reading in cast("Sequence[Reading]", self.readings.values()):
+        for reading in readings.values():
             reading.solve()
-            reading.release()
+        self._settle(name, levels, readings)
 
-    @property
-    def _default(self) -> str:
-        return "gaussian" if self.config.residual == "auto" else self.config.residual
-
-    def _choose(
-        self,
-        readings: dict[tuple[str, int], Reading],
-        runs: list[tuple[int, ...]],
-        clean: dict[int, list[Tensor]],
-        implanted: Implanted,
-    ) -> tuple[str, tuple[int, ...]]:
-        """Reading and levels that tell implanted defects best, every image judged without its own fold."""
-        parts = [self.residuals(features) for features in implanted.features]
-        changed = [torch.cat(level) for level in zip(*parts, strict=True)]
-        maps: dict[tuple[str, int], tuple[list[Tensor], list[Tensor]]] = {key: ([], []) for key in readings}
-        for fold in range(FOLDS):
-            good = [source for source in clean if source % FOLDS == fold]
-            bad = [index for index, source in enumerate(implanted.sources) if source % FOLDS == fold]
-            if not good or not bad:  # sources are spread evenly, and may all be of one fold
-                continue
-            for (name, level), reading in readings.items():
-                reading.solve(without=fold)
-                for into, residuals in zip(
-                    maps[name, level], (torch.stack([clean[g][level] for g in good]), changed[level][bad]), strict=True
-                ):
-                    into.append(reading(residuals))
-
-        def worth(candidate: tuple[str, tuple[int, ...]]) -> float:
-            name, run = candidate
-            good, bad = ([torch.cat(maps[name, level][side]) for level in run] for side in (0, 1))
-            scores = (level_score(each, self.config.top, self.inspected).log() for each in (good, bad))
-            return separation(*scores)
-
-        names = dict.fromkeys(name for name, _ in readings)
-        return max([(name, run) for name in names for run in runs], key=worth)
-
-    def _runs(self) -> list[tuple[int, ...]]:
-        """The sets of levels to choose from."""
+    def _levels_read(self) -> tuple[int, ...]:
         levels = self.config.read or tuple(range(len(self._shapes)))
-        if self.config.read or len(levels) <= 2:
-            return [levels]
-        return [levels[:2]] if self._aligned else [levels[-2:], levels]
+        return levels[:FINEST] if self._aligned and not self.config.read else levels
+
+
+def _plan(name: str, levels: Sequence[int]) -> tuple[tuple[str, int], ...]:
+    """What a way to read levels consists of: names of readings, each with its level."""
+    if name != "whole":
+        return tuple((name, level) for level in levels)
+    return (*(("whole", level) for level in levels[:FINEST]), *(("nearest", level) for level in levels))
+
+
+def _parse(key: str) -> tuple[str, int]:
+    """Name and level of a reading's key among `readings`."""
+    name, level = key.split("_")
+    return name, int(level)
 
 
 def _settle_before_load(detector: SkipAE, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Make the readings of a state, which a fit may have chosen."""
     start = f"{prefix}readings."
-    kinds = {key.removeprefix(start).split(".")[0]: "gaussian" for key in state if key.startswith(start)}
-    kinds |= {level: "nearest" for level in kinds if f"{start}{level}.bank" in state}
-    for name in set(kinds.values()):
-        detector._settle(name, detector._make_readings(name, sorted(map(int, kinds))))
+    plan = dict.fromkeys(_parse(key.removeprefix(start).split(".")[0]) for key in state if key.startswith(start))
+    if plan:
+        names = [name for name, _ in plan]
+        name = "whole" if "whole" in names else names[0]
+        detector._settle(name, sorted({level for _, level in plan}), detector._make_readings(plan))
         detector.readings.to(next(detector.parameters()).device)

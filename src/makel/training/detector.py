@@ -14,7 +14,7 @@ there are no labels, thresholds, disks or logs. Whatever is frozen stays in eval
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import Any, ClassVar, Self
@@ -34,23 +34,6 @@ Features = tuple[Tensor, ...]
 
 Batches = Iterable[Features]
 """A re-iterable of feature batches, in a fixed order: iterate as often as needed."""
-
-
-@dataclass(frozen=True)
-class Implanted:
-    """Good images with a made-up defect in each, see `makel.training.implants`.
-
-    Attributes:
-        features: Their features.
-        sources: Which good image each was, counted in the order of the good images' batches.
-    """
-
-    features: Batches
-    sources: tuple[int, ...]
-
-
-Implant = Callable[[], Implanted]
-"""They cost a pass of the backbone, so only a method that needs them has them made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,14 +141,8 @@ class Detector(nn.Module, ABC):
         """
         return ()
 
-    def finish(self, good: Batches, implanted: Implant | None = None) -> None:
-        """Take what scoring needs from the good images after training. An override calls this one last.
-
-        Args:
-            good: The good images.
-            implanted: Gives some of them with a defect, for a method that has something to choose; None for it to take
-                its default.
-        """
+    def finish(self, good: Batches) -> None:
+        """Take what scoring needs from the good images after training. An override calls this one last."""
         self.fitted.fill_(True)  # type: ignore[operator]
 
     @abstractmethod

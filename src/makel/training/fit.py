@@ -53,7 +53,6 @@ from makel.training.augment import COPIES
 from makel.training.detector import Detector, DetectorConfig
 from makel.training.export import check_parity, export_onnx, torch_scores
 from makel.training.features import Extraction, Progress, extract, extract_shared
-from makel.training.implants import implant_all
 from makel.training.loop import Checkpoint, train
 from makel.training.summary import FitSummary
 from makel.training.tiles import TilePlan
@@ -257,13 +256,11 @@ def fit(
         with watch.stage("training"):
             key = _key(method, config, tiling, augment, seed, to_fit, given_zones)
             checkpoint = Checkpoint(work / "checkpoint.pt", key)
-            implant = partial(implant_all, detector, extraction, preparation, tiles=tiles, seed=seed, device=where)
             history = train(
                 detector,
                 extraction.cache,
                 seed=seed,
                 progress=progress,
-                implanted=implant,
                 checkpoint=checkpoint,
                 resume=resume,
             )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from makel.errors import TrainingError
-from makel.training.detector import Detector, Implant
+from makel.training.detector import Detector
 from makel.training.features import FeatureCache, Progress
 
 SAVE_EVERY_S = 5.0
@@ -84,7 +84,6 @@ def train(
     *,
     seed: int,
     progress: Progress,
-    implanted: Implant | None = None,
     checkpoint: Checkpoint | None = None,
     resume: bool = False,
 ) -> History:
@@ -98,7 +97,6 @@ def train(
         cache: Features of the good images.
         seed: Seed of everything random.
         progress: Called after every epoch.
-        implanted: Gives some of the good images with a defect, for a detector that has something to choose.
         checkpoint: Where to keep the state for `resume`.
         resume: Go on from the checkpoint, if there is one.
 
@@ -134,7 +132,7 @@ def train(
             saved = time.monotonic()
     detector.eval()
     with torch.no_grad():
-        detector.finish(cache, implanted)
+        detector.finish(cache)
     return history
 
 
