@@ -325,9 +325,10 @@ def _parse(key: str) -> tuple[str, int]:
 def _settle_before_load(detector: SkipAE, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
     """Make the readings of a state, which a fit may have chosen."""
     start = f"{prefix}readings."
-    plan = dict.fromkeys(_parse(key.removeprefix(start).split(".")[0]) for key in state if key.startswith(start))
-    if plan:
-        names = [name for name, _ in plan]
-        name = "whole" if "whole" in names else names[0]
-        detector._settle(name, sorted({level for _, level in plan}), detector._make_readings(plan))
+    found = {_parse(key.removeprefix(start).split(".")[0]) for key in state if key.startswith(start)}
+    if found:
+        names = {name for name, _ in found}
+        name = "whole" if "whole" in names else names.pop()
+        levels = sorted({level for _, level in found})
+        detector._settle(name, levels, detector._make_readings(_plan(name, levels)))
         detector.readings.to(next(detector.parameters()).device)
