@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 
 import torch
 import torch.nn.functional as F
@@ -333,13 +335,19 @@ def finish_level_scores(
     if len(maps) == 1:
         return finish_scores(maps[0], size, tops[0], inspected)
     weights = weights or [1 / len(maps)] * len(maps)
-    reciprocals = [
-        weight * F.interpolate(1 / each.clamp_min(LEAST), (size, size), mode="bilinear", align_corners=False)
-        for each, weight in zip(maps, weights, strict=True)
-    ]
-    joined = 1 / torch.stack(reciprocals).sum(0)
+    reciprocals: dict[int, Tensor] = {}
+    for each, weight in zip(maps, weights, strict=True):
+        side = int(each.shape[-1])
+        part = weight / each.clamp_min(LEAST)
+        reciprocals[side] = reciprocals[side] + part if side in reciprocals else part
+    # One by one, since a stack of maps at the input's size takes as long to build as they do.
+    joined = 1 / reduce(add, (_enlarged(each, size) for each in reciprocals.values()))
     if not any(tops):
         return Scores(image=top_mean(joined, 0.0, inspected), anomaly_map=joined)
     means = [top_mean(each, top, inspected) for each, top in zip(maps, tops, strict=True)]
     logarithms = [weight * mean.clamp_min(LEAST).log() for mean, weight in zip(means, weights, strict=True)]
     return Scores(image=torch.stack(logarithms).sum(0).exp(), anomaly_map=joined)
+
+
+def _enlarged(grid: Tensor, size: int) -> Tensor:
+    return F.interpolate(grid, (size, size), mode="bilinear", align_corners=False)

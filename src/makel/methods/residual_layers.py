@@ -22,7 +22,6 @@ from makel.methods.layers import (
     LEAST,
     Moments,
     choose_coreset,
-    squared_distances,
     to_side,
 )
 
@@ -266,8 +265,11 @@ class NearestResidual(Reading):
 
     def _nearest(self, white: Tensor, bank: Tensor) -> Tensor:
         """(rows,) squared distance a channel."""
-        parts = [squared_distances(white, part.float()).amin(1) for part in torch.split(bank, self.CHUNK)]
-        return torch.stack(parts).amin(0).clamp_min(0) / white.shape[1]
+        # The row's own square is the same for the whole bank, and is added to the least alone.
+        parts = [
+            (part.square().sum(1) - 2 * (white @ part.T)).amin(1) for part in torch.split(bank.float(), self.CHUNK)
+        ]
+        return (torch.stack(parts).amin(0) + (white * white).sum(1)).clamp_min(0) / white.shape[1]
 
 
 class WholeMap(Reading):
