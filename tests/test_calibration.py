@@ -154,6 +154,26 @@ def test_ten_images_for_one_per_cent_says_what_is_promised_instead() -> None:
     )
 
 
+def test_a_promise_that_rounds_to_what_was_asked_for_does_not_deny_it() -> None:
+    text = calibration_of(range(95), false_reject=0.01).explain()
+    assert text.startswith(
+        "95 held-out good images can promise a false-reject rate of 1.04 % (1 in 96) at best, not the 1.0 % asked for: "
+    )
+
+
+@pytest.mark.parametrize(
+    ("n_above", "n", "expected"), [(0, 50, False), (1, 50, False), (2, 100, False), (30, 30, True), (10, 100, True)]
+)
+def test_more_rejects_than_luck_explains_contradict_a_promise(n_above: int, n: int, expected: bool) -> None:
+    assert calibration_of(range(400), false_reject=0.01).contradicted_by(n_above, n) is expected
+
+
+def test_few_held_out_images_promise_too_little_to_be_contradicted_soon() -> None:
+    few = calibration_of(range(10), false_reject=0.01)  # the rate stays below 26 %
+    assert not few.contradicted_by(4, 12)
+    assert few.contradicted_by(12, 12)
+
+
 def test_explain_of_a_kept_budget_counts_what_lies_above() -> None:
     text = calibration_of(range(400), false_reject=0.01).explain()
     assert text.startswith(

@@ -15,6 +15,7 @@ import pytest
 import makel.cli.extras
 import tiny_model
 from makel.cli.progress import Bars, count
+from makel.cli.share import share
 from makel.errors import DatasetError
 from makel.model.folder import open_folder
 
@@ -420,3 +421,29 @@ class TestFit:
         assert (asked["augment"], asked["tile"], asked["overlap"]) == (True, 64, "8")
         assert (str(asked["zones"]), asked["latency_budget"]) == ("z.toml", 20)
         assert (asked["holdout"], asked["seed"], asked["device"], asked["resume"]) == (0.3, 7, "cpu", True)
+
+
+class TestWhatWasTyped:
+    """What people type that is nearly right."""
+
+    def test_a_folder_of_folders_says_what_it_holds(self, model, parts, makel_says):
+        (parts.parent / "more").mkdir()
+        code, out, err = makel_says("inspect", model, parts.parent)
+        assert (code, out) == (2, "")
+        assert err == (
+            f"makel: {parts.parent} holds no images, but more/, parts/: give image files, or the folders they are in\n"
+        )
+
+    def test_a_path_that_is_not_there_says_what_to_give(self, model, tmp_path, makel_says):
+        code, _, err = makel_says("inspect", model, tmp_path / "nowhere")
+        assert code == 3
+        assert "nowhere cannot be read: No such file or directory: give an image file or a folder of them" in err
+
+    @pytest.mark.parametrize(("typed", "expected"), [("1%", 0.01), ("0.5 %", 0.005), ("0.25", 0.25), ("1e-3", 0.001)])
+    def test_a_share_may_be_a_percentage(self, typed, expected):
+        assert share(typed) == pytest.approx(expected)
+
+    def test_what_is_no_share_is_told_with_the_value(self, tmp_path, makel_says):
+        code, _, err = makel_says("fit", tmp_path, "--out", tmp_path / "model", "--false-reject", "one")
+        assert code == 2
+        assert "'one' is no share: give a number between 0 and 1, such as 0.01, or 1%" in err

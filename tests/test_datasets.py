@@ -117,7 +117,10 @@ def test_a_category_without_train_can_only_be_tested_on(category):
     shutil.rmtree(category / "train")
     dataset = load(category)
     assert (len(dataset.good), len(dataset.test)) == (0, 8)
-    with pytest.raises(DatasetError, match="holds 0 different good images; at least 2 are needed"):
+    with pytest.raises(
+        DatasetError,
+        match="holds 0 different good images to fit on, only 8 to test on, since a folder called test is for that",
+    ):
         split(dataset)
 
 
@@ -292,7 +295,7 @@ def test_split_follows_its_seed(tmp_path):
 
 def test_split_refuses_what_cannot_be_split(tmp_path):
     dataset = dataset_of(samples(tmp_path, 1))
-    with pytest.raises(DatasetError, match="holds 1 different good images; at least 2 are needed"):
+    with pytest.raises(DatasetError, match="holds 1 different good image to fit on; at least 2 are needed"):
         split(dataset)
     for holdout in (-0.1, 1, float("nan")):
         with pytest.raises(UsageError, match="a share from 0 to below 1"):

@@ -100,7 +100,9 @@ def test_joined_scores_stand_beside_those_before_and_images_count_once(tmp_path,
     second = makel.recalibrate(tmp_path / "1", good, tmp_path / "2", join=True)
     assert (second.n_images, second.manifest.calibration.n) == (1, 23)
     assert len(second.left_out) == 19
-    assert "00.png is among the images of the present thresholds already" in second.left_out[0]
+    assert second.left_out[0] == (str(good / "00.png"), "is among the images of the present thresholds already")
+    (line,) = [line for line in second.lines() if line.startswith("left out")]
+    assert line.endswith("00.png is among the images of the present thresholds already; so it is with 18 others")
 
 
 def test_images_of_the_fit_are_left_out_by_name(tmp_path, good):
@@ -113,9 +115,10 @@ def test_images_of_the_fit_are_left_out_by_name(tmp_path, good):
     (good / "text.png").write_bytes(b"text")
     done = makel.recalibrate(model, good, tmp_path / "again")
     assert done.n_images == 18
-    assert done.warning == ""
-    assert [line.split("/")[-1].split(" ")[0] for line in done.left_out] == ["03.png", "copy.png", "text.png"]
-    assert "was fitted on" in done.left_out[0]
+    assert done.warnings == ()
+    lines = done.to_json()["left_out"]
+    assert [line.split("/")[-1].split(" ")[0] for line in lines] == ["03.png", "copy.png", "text.png"]
+    assert "was fitted on" in lines[0]
 
 
 def test_the_very_images_of_the_fit_are_refused(tmp_path, good):
@@ -128,7 +131,28 @@ def test_the_very_images_of_the_fit_are_refused(tmp_path, good):
 
 def test_a_model_that_lists_no_images_says_so(tmp_path, good):
     done = makel.recalibrate(tiny_model.write(tmp_path / "model"), good, tmp_path / "again")
-    assert "does not list the images it was fitted on" in done.warning
+    assert "does not list the images it was fitted on" in done.warnings[0]
+
+
+def test_images_that_were_mostly_rejects_before_are_asked_about(tmp_path, good):
+    model = tiny_model.write(tmp_path / "model")
+    before = makel.Inspector.load(model).calibration
+    for index, path in enumerate(sorted(good.iterdir())):
+        path.write_bytes(grey(90 + index))  # all far above the threshold: defects, or another product
+    done = makel.recalibrate(model, good, tmp_path / "again")
+    assert before.image_threshold < done.manifest.calibration.image_threshold
+    assert done.n_above_before == 19
+    (line,) = [line for line in done.lines() if "rejects before" in line]
+    assert line.startswith("warning: 19 of the 19 fresh images were rejects before, more than luck explains")
+
+
+def test_images_that_set_the_thresholds_before_are_not_called_news(tmp_path, good):
+    first = makel.recalibrate(tiny_model.write(tmp_path / "model"), good, tmp_path / "1")
+    assert first.n_known == 0
+    (good / "more.png").write_bytes(grey(50))
+    second = makel.recalibrate(tmp_path / "1", good, tmp_path / "2")
+    assert (second.n_images, second.n_known) == (20, 19)
+    assert any("19 of them set the thresholds before and say nothing new" in line for line in second.lines())
 
 
 def test_zones_get_thresholds_of_their_own(tmp_path, good):

@@ -340,6 +340,14 @@ class TestFitReport:
         assert "collect about 495 good images" in page.text
         assert "makel fit DATA --out MODEL --false-reject 0.25" in page.text
 
+    @pytest.mark.parametrize(("n_fit", "n", "expected"), [(38, 10, 495), (32, 8, 495), (10, 10, 198), (1, 1, 495)])
+    def test_what_it_says_to_collect_is_enough(self, tmp_path, n_fit, n, expected):
+        scores = tuple(np.linspace(0.1, 0.3, n).tolist())
+        draft = tiny_model.draft(calibration=calibrate(scores, scores, false_reject=0.01))
+        provenance = draft.provenance.model_copy(update={"n_fit": n_fit, "n_calibrate": n})
+        page = fit_page(tmp_path, draft.model_copy(update={"provenance": provenance}))
+        assert f"collect about {expected} good images" in page.text
+
     def test_the_command_it_suggests_is_one_that_works(self, tmp_path):
         scores = tuple(np.linspace(0.1, 0.3, 10).tolist())
         asked = calibrate(scores, scores, false_reject=0.01)

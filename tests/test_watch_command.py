@@ -100,6 +100,7 @@ def test_what_cannot_be_watched_is_refused(line, tmp_path, makel_says):
         2,
         f"makel: {tmp_path / 'none'} is not a folder: make it, or give the one that pictures arrive in\n",
     )
+    assert not (tmp_path / "station").exists()
     code, _, said = makel_says("watch", *line, "--data", tmp_path / "station", "--trigger")
     assert (code, said.count("\n")) == (2, 1)
     assert "--opcua" in said

@@ -83,6 +83,18 @@ class Calibration:
             raise CalibrationError("a score that is NaN has no p-value: the model or its input is broken")
         return (1 + self.n - bisect_left(self.image_scores, score)) / (self.n + 1)
 
+    def contradicted_by(self, n_above: int, n: int) -> bool:
+        """Whether more of `n` new good images score above the threshold than luck explains.
+
+        So many that even the rate which the line stays below with 95 % confidence would hardly ever (once in a
+        thousand times) let them happen.
+        """
+        if n_above == 0:
+            return False
+        rejects = max(1, _allowed(self.requested_false_reject, self.n))
+        most = _beta_quantile(0.95, rejects, self.n + 1 - rejects)
+        return _beta_quantile(0.001, n_above, n + 1 - n_above) > most
+
     def threshold_for(self, false_reject: float) -> float:
         """The image threshold at another budget, from the same held-out scores.
 
@@ -112,6 +124,8 @@ class Calibration:
         rate = f"{_percent(self.promised_false_reject)} ({rejects} in {self.n + 1})"
         verb = "promise" if self.scheme == "holdout" else "aim at"
         if self.promised_false_reject > self.requested_false_reject:
+            if asked == _percent(self.promised_false_reject):  # they differ by less than is shown
+                rate = f"{100 * self.promised_false_reject:.3g} % ({rejects} in {self.n + 1})"
             text = (
                 f"{self._images()} can {verb} a false-reject rate of {rate} at best, not the {asked} asked for: "
                 f"{images_needed(self.requested_false_reject)} are needed. "

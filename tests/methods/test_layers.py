@@ -107,9 +107,10 @@ def test_several_levels_are_joined_and_enlarged_by_their_reciprocals():
     torch.testing.assert_close(scores.image, (top_mean(fine, 0.25) * top_mean(coarse, 0.5)).sqrt())
     of_maximum = finish_level_scores([fine, coarse], 8, [0.0, 0.0])
     assert torch.equal(of_maximum.image, scores.anomaly_map.amax((1, 2, 3)))
-    weighted = finish_level_scores([fine, coarse], 8, [0.25, 0.5], weights=[0.75, 0.25])
-    torch.testing.assert_close(weighted.anomaly_map, 4 / (3 * enlarged[0] + enlarged[1]))
-    torch.testing.assert_close(weighted.image, (top_mean(fine, 0.25) ** 3 * top_mean(coarse, 0.5)) ** 0.25)
+    grouped = finish_level_scores([fine, fine, coarse], 8, [0.25, None, 0.5], groups=["a", "a", "b"])
+    torch.testing.assert_close(grouped.anomaly_map, scores.anomaly_map)
+    torch.testing.assert_close(grouped.image, scores.image)
+    torch.testing.assert_close(finish_level_scores([fine, coarse], 8, [0.25, None]).image, top_mean(fine, 0.25))
 
 
 def test_the_skip_autoencoder_of_the_paper_has_49_million_weights():

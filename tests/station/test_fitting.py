@@ -46,7 +46,7 @@ def test_a_fit_that_cannot_be_says_why_in_one_line_and_leaves_nothing(client, st
     assert "'part' is being fitted, and one fit runs at a time" in busy.json()["detail"]
     job = ended(client, job["id"])
     assert job["state"] == "failed"
-    assert job["problem"].startswith("line holds 1 different good images")  # and no path of this machine
+    assert job["problem"].startswith("line holds 1 different good image to fit on")  # and no path of this machine
     assert "\n" not in job["problem"]
     assert job["ended"] > job["began"]
     assert job["version"] is None

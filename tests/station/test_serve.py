@@ -13,6 +13,7 @@ import pytest
 
 import makel.cli.extras
 from conftest import DEFECT, GOOD
+from makel.station.service import listen
 from makel.station.store import Store
 
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
@@ -104,6 +105,12 @@ def test_what_cannot_be_served_is_one_line(makel_says, tmp_path, models):
     code, _, err = makel_says("serve", tmp_path / "nothing", "--data", data)
     assert (code, err.count("\n")) == (8, 1)
     assert "does not exist" in err
+    with listen("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = makel_says("serve", models["first"], "--data", data, "--port", port)
+    assert (code, err.count("\n")) == (2, 1)
+    assert f"127.0.0.1 port {port} cannot be listened on" in err
+    assert not data.exists()  # nothing was served, so nothing is left
     code, _, err = makel_says("serve", f"a/b={models['first']}", "--data", data)
     assert code == 2
     assert "'a/b' is no name for a model" in err

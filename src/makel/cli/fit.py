@@ -11,6 +11,7 @@ import typer
 
 from makel.cli.extras import require
 from makel.cli.progress import Bars
+from makel.cli.share import share
 from makel.errors import UsageError
 
 
@@ -39,11 +40,15 @@ def fit(
     ] = None,
     overlap: Annotated[str, typer.Option(help="Pixels that tiles share; auto for a quarter of one.")] = "auto",
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the images.")] = None,
-    false_reject: Annotated[float, typer.Option(help="Share of good parts that may be rejected.")] = 0.01,
+    false_reject: Annotated[
+        float, typer.Option(parser=share, metavar="SHARE", help="Share of good parts that may be rejected.")
+    ] = 0.01,
     calibrate: Annotated[
         Calibrate, typer.Option(help="Take thresholds from held-out images, or cross-fitted for small sets.")
     ] = Calibrate.holdout,
-    holdout: Annotated[float, typer.Option(help="Share of the good images to hold out.")] = 0.2,
+    holdout: Annotated[
+        float, typer.Option(parser=share, metavar="SHARE", help="Share of the good images to hold out.")
+    ] = 0.2,
     latency_budget: Annotated[
         float | None,
         typer.Option(metavar="MS", help="Choose size and backbone so that an image takes at most so long here."),

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from makel.cli.progress import Bars
+from makel.cli.share import share
 
 
 def recalibrate(
@@ -17,7 +18,12 @@ def recalibrate(
     out: Annotated[Path, typer.Option("--out", metavar="MODEL2", help="The model folder to write.")],
     false_reject: Annotated[
         float | None,
-        typer.Option(help="Share of good parts that may be rejected.", show_default="the model's own"),
+        typer.Option(
+            parser=share,
+            metavar="SHARE",
+            help="Share of good parts that may be rejected.",
+            show_default="the model's own",
+        ),
     ] = None,
     join: Annotated[
         bool, typer.Option("--join", help="Keep the scores of the present thresholds beside the fresh ones.")

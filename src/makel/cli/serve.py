@@ -14,6 +14,7 @@ from makel.cli.extras import require
 from makel.errors import MakelError, UsageError
 
 if TYPE_CHECKING:
+    from makel.station.station import Settings, Station
     from makel.station.store import Store
 
 DATA = Path("makel-station")
@@ -71,11 +72,12 @@ def serve(
 ) -> None:
     """Serve models over HTTP: every decision recorded, nothing accepted lost."""
     require("station", "makel serve")
+    from makel.model.folder import open_folder
     from makel.station.access import Access, Tokens
     from makel.station.connections import Connections, Wiring
     from makel.station.limits import BodyLimits
     from makel.station.service import create_app, listen, server
-    from makel.station.station import Settings, Station
+    from makel.station.station import Settings
 
     wiring = Wiring(
         watched=_folders("--watch", watch),
@@ -95,17 +97,18 @@ def serve(
         threads=threads,
         provider=provider,
     )
-    data.mkdir(parents=True, exist_ok=True)
-    with Station.open(data, settings, store=store) as station:
-        for model in models or ():
-            name, _, folder = model.rpartition("=")
-            version, new = station.add(name or Path(folder).resolve().name, Path(folder), by=_user(), role="engineer")
+    given = [(name, Path(folder)) for name, _, folder in (model.rpartition("=") for model in models or ())]
+    for _, folder in given:
+        open_folder(folder)  # what cannot be served leaves no station behind
+    with listen(host, port) as socket, _opened(data, settings, store) as station:
+        for name, folder in given:
+            version, new = station.add(name or folder.resolve().name, folder, by=_user(), role="engineer")
             print(f"makel: {version.name} version {version.version}{' is new' if new else ''}", file=sys.stderr)
         for problem in station.warnings():
             print(f"makel: {problem}", file=sys.stderr)
         connections = Connections(station, wiring)
         app = create_app(station, access, BodyLimits(image_bytes=max_body_mb * 2**20), connections.triggers)
-        with listen(host, port) as socket, connections:
+        with connections:
             shown = f"[{host}]" if ":" in host else host
             print(f"makel: serving on http://{shown}:{socket.getsockname()[1]}", file=sys.stderr, flush=True)
             server(app).run([socket])
@@ -163,6 +166,13 @@ def remove(
         token = Tokens(data / "tokens.json").remove(token_id)
         record.audit(_user(), "engineer", "remove token", {"id": token.id, "name": token.name, "role": token.role})
     print(f"{token.id} of {token.name} opens nothing any more")
+
+
+def _opened(data: Path, settings: Settings, store: str | None) -> Station:
+    from makel.station.station import Station
+
+    data.mkdir(parents=True, exist_ok=True)
+    return Station.open(data, settings, store=store)
 
 
 def _folders(option: str, given: list[str] | None) -> dict[str, Path]:

@@ -54,6 +54,7 @@ def watch(
 ) -> None:
     """Decide every picture that arrives in a folder, each exactly once; ends with Ctrl-C or SIGTERM."""
     require("station", "makel watch")
+    from makel.model.folder import open_folder
     from makel.station.connections import Connections, Wiring
     from makel.station.station import Settings, Station
 
@@ -62,6 +63,9 @@ def watch(
     deadline_s = None if deadline_ms is None else deadline_ms / 1000
     settings = Settings(deadline_s=deadline_s, threads=threads, provider=provider)
     name = model.resolve().name
+    open_folder(model)  # what cannot be watched leaves no station behind
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder: make it, or give the one that pictures arrive in")
     data.mkdir(parents=True, exist_ok=True)
     with Station.open(data, settings, store=store) as station:
         version, _ = station.add(name, model, by="makel watch", role="engineer")

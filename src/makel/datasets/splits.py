@@ -42,8 +42,8 @@ def split(dataset: Dataset, *, holdout: float = 0.2, seed: int = 0) -> Split:
     count = max(1, round(holdout * len(good))) if holdout else 0
     if len(good) - count < 1 or not good:
         raise DatasetError(
-            f"{shown(dataset.root)} holds {len(good)} different good images; at least 2 are needed, one to fit on and "
-            "one held out for calibration"
+            f"{shown(dataset.root)} holds {len(good)} different good image{'' if len(good) == 1 else 's'} to fit on"
+            f"{_test_alone(dataset)}; at least 2 are needed, one to fit on and one held out for calibration"
         )
     held_out = set(np.random.default_rng(seed).permutation(len(good))[:count].tolist())
     return Split(
@@ -51,6 +51,13 @@ def split(dataset: Dataset, *, holdout: float = 0.2, seed: int = 0) -> Split:
         calibrate=tuple(sample for index, sample in enumerate(good) if index in held_out),
         test=dataset.test,
     )
+
+
+def _test_alone(dataset: Dataset) -> str:
+    """What is there instead, where all images are for testing: an images' folder that happens to be called `test`."""
+    if dataset.good or not dataset.test:
+        return ""
+    return f", only {len(dataset.test)} to test on, since a folder called test is for that: rename it if it is not"
 
 
 def folds(samples: Sequence[Sample], count: int, seed: int = 0) -> list[NDArray[np.intp]]:

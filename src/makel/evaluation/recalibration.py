@@ -51,7 +51,8 @@ class Recalibrated:
         before: The calibration it replaces.
         n_above_before: How many of the fresh images score above a threshold before.
         n_above: How many of them score above one now.
-        left_out: One line for each image that was not used, and why.
+        n_known: How many of the fresh images are of those that the thresholds came from before.
+        left_out: Each image that was not used, and why.
         warning: What could not be checked; "" where nothing.
     """
 
@@ -60,8 +61,21 @@ class Recalibrated:
     before: Calibration
     n_above_before: int
     n_above: int
-    left_out: tuple[str, ...]
+    n_known: int
+    left_out: tuple[tuple[str, str], ...]
     warning: str
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What to look at before this model judges; none as a rule."""
+        found = (self.warning,) if self.warning else ()
+        if self.n_images and self.before.contradicted_by(self.n_above_before, self.n_images):
+            found += (
+                f"{self.n_above_before} of the {self.n_images} fresh images were rejects before, more than luck "
+                "explains: are all of them good? If one shows a defect, the new threshold lets such defects pass; if "
+                "the line has changed this much, fit again with these images",
+            )
+        return found
 
     @property
     def n_images(self) -> int:
@@ -77,8 +91,9 @@ class Recalibrated:
             "recalibrated": self.manifest.recalibration and self.manifest.recalibration.model_id,
             "n_images": self.n_images,
             "n_calibrate": calibration.n,
-            "left_out": list(self.left_out),
-            "warning": self.warning,
+            "n_known": self.n_known,
+            "left_out": [" ".join(each) for each in self.left_out],
+            "warnings": list(self.warnings),
             "threshold_before": self.before.image_threshold,
             "threshold": calibration.image_threshold,
             "n_above_before": self.n_above_before,
@@ -92,16 +107,31 @@ class Recalibrated:
         """The same for a person."""
         calibration, n = self.manifest.calibration, self.n_images
         joined = f", beside {calibration.n - n} known before" if calibration.n > n else ""
+        known = f"; {self.n_known} of them set the thresholds before and say nothing new" if self.n_known else ""
         return [
-            *(f"left out: {line}" for line in self.left_out),
-            *((f"warning: {self.warning}",) if self.warning else ()),
+            *self._left_out(),
+            *(f"warning: {line}" for line in self.warnings),
             f"model      {self.path} ({self.manifest.model_id})",
-            f"images     {n} fresh good images{joined}",
+            f"images     {_count(n, 'fresh good image')}{joined}{known}",
             f"threshold  {calibration.image_threshold:.4g}, was {self.before.image_threshold:.4g}",
             f"rejects    {self.n_above} of the {n} fresh images score above it, {self.n_above_before} before",
             f"promise    {calibration.explain()}",
             *(f"zones      {line}" for line in self.to_json()["zones"]),
         ]
+
+    def _left_out(self) -> list[str]:
+        """A line a reason, however many images share it."""
+        names: dict[str, list[str]] = {}
+        for name, why in self.left_out:
+            names.setdefault(why, []).append(name)
+        return [
+            f"left out: {first} {why}" + (f"; so it is with {_count(len(others), 'other')}" if others else "")
+            for why, (first, *others) in names.items()
+        ]
+
+
+def _count(n: int, name: str) -> str:
+    return f"{n} {name}{'' if n == 1 else 's'}"
 
 
 def recalibrate(
@@ -156,15 +186,16 @@ def recalibrate(
             manifest.tiling,
             progress=partial(progress, "scoring"),
         )
-        left_out += map(str, measured.unreadable)
+        left_out += [(str(error), "") for error in measured.unreadable]
         if not measured.paths and (images or not join):
-            raise DatasetError(f"no fresh good image is left of {len(images)}: {left_out[0]}" if left_out else _NONE)
+            why = " ".join(left_out[0]) if left_out else ""
+            raise DatasetError(f"no fresh good image is left of {len(images)}: {why}" if why else _NONE)
         hash_of = {path: content for content, path in fresh.items()}
         draft = _draft(manifest, measured, [hash_of[path] for path in measured.paths], budget, join, data_name)
         for name in manifest.files:
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             (stage / name).write_bytes(folder.read(name))
-        _report(stage, draft, measured, runner, left_out)
+        _report(stage, draft, measured, runner, [" ".join(each) for each in left_out])
         written = model_folder.write(target, stage, draft)
     return Recalibrated(
         target,
@@ -172,6 +203,7 @@ def recalibrate(
         manifest.calibration,
         _above(measured, manifest),
         _above(measured, written),
+        sum(short_hash(hash_of[path]) in _known(manifest) for path in measured.paths),
         tuple(left_out),
         _warning(manifest),
     )
@@ -180,11 +212,17 @@ def recalibrate(
 _NONE = "there is no fresh good image: give a folder with at least one"
 
 
-def _fresh(images: Sequence[Path], manifest: Manifest, *, join: bool) -> tuple[dict[str, Path], list[str]]:
-    """Content hash → image, without copies and without what the model knows already; and what was left out."""
-    provenance, before = manifest.provenance, manifest.recalibration
+def _known(manifest: Manifest) -> set[str]:
+    """The images that the present thresholds come from, as far as the model says."""
+    before = manifest.recalibration
+    return {*manifest.provenance.calibrate_hashes, *(before.hashes if before else ())}
+
+
+def _fresh(images: Sequence[Path], manifest: Manifest, *, join: bool) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+    """Content hash → image, without copies and without what the model knows already; and what was left out, and why."""
+    provenance = manifest.provenance
     fitted = set(provenance.fit_hashes)
-    counted = {*provenance.calibrate_hashes, *(before.hashes if before else ())} if join else set()
+    counted = _known(manifest) if join else set()
     found: dict[str, Path] = {}
     left_out = []
     for path in images:
@@ -192,14 +230,14 @@ def _fresh(images: Sequence[Path], manifest: Manifest, *, join: bool) -> tuple[d
             with path.open("rb") as file:
                 content = file_digest(file, "sha256").hexdigest()
         except OSError as error:
-            left_out.append(f"{shown(path)} cannot be read: {error.strerror}")
+            left_out.append((shown(path), f"cannot be read: {error.strerror}"))
             continue
         if content in found:
-            left_out.append(f"{shown(path)} is {shown(found[content].name)} once more, byte for byte")
+            left_out.append((shown(path), f"is {shown(found[content].name)} once more, byte for byte"))
         elif short_hash(content) in fitted:
-            left_out.append(f"{shown(path)} was fitted on: it says nothing about parts the model has not seen")
+            left_out.append((shown(path), "was fitted on: it says nothing about parts the model has not seen"))
         elif short_hash(content) in counted:
-            left_out.append(f"{shown(path)} is among the images of the present thresholds already")
+            left_out.append((shown(path), "is among the images of the present thresholds already"))
         else:
             found[content] = path
     if found and _digest(found) == provenance.data_digest:

@@ -639,8 +639,7 @@ def _steps(draft: Draft) -> list[dict[str, str]]:
     calibration = draft.calibration
     steps = []
     if calibration.promised_false_reject > calibration.requested_false_reject:
-        share = calibration.n / (draft.provenance.n_fit + calibration.n) if calibration.scheme == "holdout" else 1.0
-        total = ceil(images_needed(calibration.requested_false_reject) / share)
+        total = ceil(images_needed(calibration.requested_false_reject) * _images_for_each_held_out(draft))
         affordable = ceil(1000 * calibration.promised_false_reject) / 1000
         steps.append(
             {
@@ -658,6 +657,15 @@ def _steps(draft: Draft) -> list[dict[str, str]]:
         {"text": "Inspect, with pictures of what it found.", "command": "makel inspect MODEL PARTS --out FOUND"},
     ]
     return steps
+
+
+def _images_for_each_held_out(draft: Draft) -> float:
+    n, total = draft.calibration.n, draft.provenance.n_fit + draft.calibration.n
+    if draft.calibration.scheme == "cross":
+        return 1.0
+    return (
+        5.0 if n == max(1, round(total / 5)) else total / n
+    )  # what was held out is a rounded share, a fifth as a rule
 
 
 def _provenance(draft: Draft) -> list[dict[str, Any]]:

@@ -244,7 +244,9 @@ def file_size(path: str | os.PathLike[str]) -> int:
     try:
         status = Path(path).stat()
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ImageError(f"{shown(path)} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        hint = ": give an image file or a folder of them" if isinstance(error, FileNotFoundError) else ""
+        why = getattr(error, "strerror", None) or error
+        raise ImageError(f"{shown(path)} cannot be read: {why}{hint}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = next((name for is_kind, name in _FILE_KINDS if is_kind(status.st_mode)), "not a regular file")
         raise ImageError(f"{shown(path)} is {kind}: give an image file")

@@ -314,9 +314,9 @@ def finish_scores(
 def finish_level_scores(
     maps: Levels,
     size: int,
-    tops: Sequence[float],
+    tops: Sequence[float | None],
     inspected: Inspected | None = None,
-    weights: Sequence[float] | None = None,
+    groups: Sequence[str] | None = None,
 ) -> Scores[Tensor]:
     """What `finish_scores` gives, from several maps.
 
@@ -327,16 +327,16 @@ def finish_level_scores(
     Args:
         maps: (N, 1, h, w) each, not negative.
         size: Side of the input, in pixels.
-        tops: For each map, the share of it whose mean goes into the image score; all 0 for the maximum of the full-size
-            map.
+        tops: For each map, the share of it whose mean goes into the image score, or None for a map that does not; all 0
+            for the maximum of the full-size map.
         inspected: What the image score is taken from; None for everything.
-        weights: How much each map counts, together 1; None for all alike.
+        groups: The group of each map: groups count alike, and so do the maps of a group. None for a single group.
     """
     if len(maps) == 1:
-        return finish_scores(maps[0], size, tops[0], inspected)
-    weights = weights or [1 / len(maps)] * len(maps)
+        return finish_scores(maps[0], size, tops[0] or 0.0, inspected)
+    groups = groups or [""] * len(maps)
     reciprocals: dict[int, Tensor] = {}
-    for each, weight in zip(maps, weights, strict=True):
+    for each, weight in zip(maps, _weights(groups), strict=True):
         side = int(each.shape[-1])
         part = weight / each.clamp_min(LEAST)
         reciprocals[side] = reciprocals[side] + part if side in reciprocals else part
@@ -344,9 +344,15 @@ def finish_level_scores(
     joined = 1 / reduce(add, (_enlarged(each, size) for each in reciprocals.values()))
     if not any(tops):
         return Scores(image=top_mean(joined, 0.0, inspected), anomaly_map=joined)
-    means = [top_mean(each, top, inspected) for each, top in zip(maps, tops, strict=True)]
-    logarithms = [weight * mean.clamp_min(LEAST).log() for mean, weight in zip(means, weights, strict=True)]
-    return Scores(image=torch.stack(logarithms).sum(0).exp(), anomaly_map=joined)
+    scored = [(each, top, group) for each, top, group in zip(maps, tops, groups, strict=True) if top is not None]
+    means = [top_mean(each, top, inspected).clamp_min(LEAST).log() for each, top, _ in scored]
+    weights = _weights([group for _, _, group in scored])
+    weighted = [weight * mean for mean, weight in zip(means, weights, strict=True)]
+    return Scores(image=torch.stack(weighted).sum(0).exp(), anomaly_map=joined)
+
+
+def _weights(groups: Sequence[str]) -> list[float]:
+    return [1 / len(set(groups)) / list(groups).count(group) for group in groups]
 
 
 def _enlarged(grid: Tensor, size: int) -> Tensor:

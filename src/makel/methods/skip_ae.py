@@ -41,7 +41,8 @@ The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmark
     are not even computed. Else all are.
 16. The map is the harmonic mean of the maps: a position counts as far off where every one says so, which keeps the
     coarse ones from smearing it. The image score is the geometric mean of the mean of each one's highest 1 %, or of all
-    of it for a map as a whole: small defects show at the fine levels and large ones at the coarse.
+    of it for a map as a whole: small defects show at the fine levels and large ones at the coarse. With wholes the
+    finest level is left out of it: where features lie anywhere, it is the surface's noise that is unusual there.
 """
 
 from __future__ import annotations
@@ -236,11 +237,17 @@ class SkipAE(Detector):
             maps = [residual.square().sum(1, keepdim=True).sqrt() for residual in residuals]
             return finish_level_scores(maps, self.config.size, [self.config.top] * len(maps), self.inspected)
         readings = {_parse(key): cast("Reading", reading) for key, reading in self.readings.items()}
-        names = [name for name, _ in readings]
         maps = [reading(residuals[level]) for (_, level), reading in readings.items()]
         tops = [self.config.top if reading.share is None else reading.share for reading in readings.values()]
-        weights = [1 / len(set(names)) / names.count(name) for name in names]  # every way to read counts alike
-        return finish_level_scores(maps, self.config.size, tops, self.inspected, weights)
+        names = [name for name, _ in readings]
+        scored = [None if key[1] == self._only_in_the_map else top for key, top in zip(readings, tops, strict=True)]
+        return finish_level_scores(maps, self.config.size, scored, self.inspected, names)
+
+    @property
+    def _only_in_the_map(self) -> int | None:
+        """The finest level where features lie anywhere: what is unusual in it is the surface's noise."""
+        levels = self._settled.read
+        return levels[0] if self._settled.residual == "whole" and len(levels) > FINEST else None
 
     def _make_autoencoder(self) -> SkipAutoencoder:
         channels, sides = zip(*self._shapes, strict=True)

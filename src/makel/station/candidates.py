@@ -233,7 +233,7 @@ class Candidates:
         finally:
             shutil.rmtree(images, ignore_errors=True)
         summary = {key: value for key, value in done.to_json().items() if key not in ("model", "left_out")}
-        left_out = tuple(self._without_paths(line) for line in (*gone, *done.left_out))[:_LISTED]
+        left_out = tuple(self._without_paths(line) for line in (*gone, *map(" ".join, done.left_out)))[:_LISTED]
         self._update(candidate.id, summary=summary, left_out=left_out)
         return station.registry.try_out(open_folder(folder / "model"))
 

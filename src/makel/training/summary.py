@@ -8,6 +8,9 @@ from typing import Any
 
 from makel.model.manifest import Manifest
 
+FEW = 5
+"""Images fitted on below which a fit is warned about: docs/benchmarks shows what a model of five is worth."""
+
 
 @dataclass(frozen=True)
 class FitSummary:
@@ -24,6 +27,16 @@ class FitSummary:
     manifest: Manifest
     unreadable: tuple[str, ...]
     n_tiles_available: int = 0
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a person should know of a fit that ended without an error."""
+        n = self.manifest.provenance.n_fit
+        few = (
+            f"fitted on {n} image{'' if n == 1 else 's'}: in what good parts may differ cannot be seen from so few; "
+            "collect 20 or more",
+        )
+        return (*self.manifest.fit.warnings, *(few if n < FEW else ()))
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: seconds a stage, images, threshold and what false-reject rate is promised."""
@@ -45,7 +58,7 @@ class FitSummary:
             "zones": [] if self.manifest.zones is None else self.manifest.zones.lines(calibration),
             "seconds": self.manifest.fit.seconds,
             "final_loss": self.manifest.fit.final_loss,
-            "warnings": list(self.manifest.fit.warnings),
+            "warnings": list(self.warnings),
             "parity": self.manifest.parity.model_dump(),
             "latency": self.manifest.latency
             and {**self.manifest.latency.model_dump(), "kept": self.manifest.latency.kept},
@@ -58,7 +71,7 @@ class FitSummary:
         stages = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items() if name != "total")
         return [
             *(f"left out: {line}" for line in self.unreadable),
-            *(f"warning: {line}" for line in manifest.fit.warnings),
+            *(f"warning: {line}" for line in self.warnings),
             f"model      {self.path} ({manifest.model_id})",
             f"images     {manifest.provenance.n_fit} fitted on, {manifest.provenance.n_calibrate} for the threshold",
             *self._tiles(),

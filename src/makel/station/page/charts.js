@@ -77,11 +77,15 @@ export function scoreHistogram(calibration, recent, threshold, own) {
   const low = Math.min(...calibration, ...recent);
   const good = calibration.at(-1);
   // Defects may score a hundred times as high: what lies far out shares the last bar.
-  const high = Math.max(good + 0.6 * (good - low), threshold + 0.15 * (good - low)) || low + 1;
+  const enough = Math.max(good + 0.6 * (good - low), threshold + 0.15 * (good - low)) || low + 1;
   const bins = 56;
+  // The threshold is where one bar ends and the next begins, and a score on it passes: no bar stands on both sides.
+  const below = Math.round((bins * (threshold - low)) / (enough - low));
+  const step = below > 0 ? (threshold - low) / below : (enough - low) / bins;
+  const high = low + bins * step;
   const share = (scores) => {
     const counts = new Array(bins).fill(0);
-    for (const score of scores) counts[Math.min(bins - 1, Math.max(0, Math.floor(((score - low) / (high - low)) * bins)))] += 1;
+    for (const score of scores) counts[Math.min(bins - 1, Math.max(0, Math.ceil((score - low) / step - 1e-9) - 1))] += 1;
     return counts.map((count) => count / Math.max(1, scores.length));
   };
   const [held, seen] = [share(calibration), share(recent)];

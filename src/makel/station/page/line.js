@@ -139,9 +139,10 @@ export class LineView {
 
   #nothing() {
     this.verdict.className = "verdict none";
-    const words = station.models.length ? "Waiting for the first part" : "No model yet";
+    const words = !station.loaded ? "Asking the station…" : station.models.length ? "Waiting for the first part" : "No model yet";
     put(this.verdict, shape("none"), h("p", { class: "verdict-word" }, "–"), h("div", { class: "verdict-facts" }, h("p", null, words)));
-    this.#viewer.empty(station.models.length ? "Drop an image here, or let the line send one." : "Teach the station a product first: Models.");
+    const next = station.models.length ? "Drop an image here, or let the line send one." : "Teach the station a product first: Models.";
+    this.#viewer.empty(station.loaded ? next : "");
     put(this.regions, h("p", { class: "muted" }, "–"));
   }
 
@@ -208,7 +209,8 @@ export class LineView {
       const number = String(decision.number);
       if (kept.has(number)) return kept.get(number);
       const name = decision.name || `Part ${number}`;
-      const image = decision.image_sha256 ? h("img", { src: `/history/${number}/view?longest_px=160`, alt: "", loading: "lazy" }) : shape("reject");
+      const noPicture = (event) => event.target.replaceWith(shape("reject")); // what came was no image, or is gone
+      const image = decision.image_sha256 ? h("img", { src: `/history/${number}/view?longest_px=160`, alt: "", loading: "lazy", onerror: noPicture }) : shape("reject");
       const item = h("li", null, h("a", { href: `#history/${number}`, "aria-label": `${name}, reject, ${time(decision.at)}` }, image, h("span", null, name)));
       item.dataset.number = number;
       return item;

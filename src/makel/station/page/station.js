@@ -9,6 +9,7 @@ class Station extends EventTarget {
   session = { name: null, role: null, token_needed: false };
   models = [];
   recent = []; // newest last
+  loaded = false; // whether models and decisions were ever read
   connection = "connecting";
   heardAt = 0;
   troubles = { obstacles: [], warnings: [] };
@@ -76,6 +77,7 @@ class Station extends EventTarget {
     const later = this.recent.filter((decision) => !known.has(decision.number));
     this.recent = [...later, ...page.decisions].sort((a, b) => a.number - b.number).slice(-REMEMBERED);
     this.heardAt = Date.now();
+    this.loaded = true;
     this.#tell("recent");
   }
 
