@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from makel.cli.progress import count
-from makel.errors import CODES, REJECTED_EXIT_CODE, ImageError, MakelError, UsageError
+from makel.errors import CODES, REJECTED_EXIT_CODE, ImageError, MakelError
 
 if TYPE_CHECKING:
     from makel.model.inspector import Inspector
@@ -47,20 +47,10 @@ def inspect(
 
 
 def _expand(paths: list[Path]) -> list[Path]:
-    """Folders replaced by the image files in them."""
-    from makel.images import find, shown
+    """Folders replaced by the image files in them; one without any stays, and fails as an image that cannot be read."""
+    from makel.images import find
 
-    files = []
-    for path in paths:
-        found = find(path) if path.is_dir() else [path]
-        if not found:
-            from makel.datasets.dataset import content
-
-            raise UsageError(
-                f"{shown(path)} holds no images, but {content(path)}: give image files, or the folders they are in"
-            )
-        files += found
-    return files
+    return [file for path in paths for file in ((find(path) if path.is_dir() else []) or [path])]
 
 
 def _results(inspector: Inspector, files: list[Path], out: Path | None) -> Iterator[tuple[Path, Verdict | MakelError]]:

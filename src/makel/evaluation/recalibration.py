@@ -68,7 +68,7 @@ class Recalibrated:
     @property
     def warnings(self) -> tuple[str, ...]:
         """What to look at before this model judges; none as a rule."""
-        found = (self.warning,) if self.warning else ()
+        found: tuple[str, ...] = (self.warning,) if self.warning else ()
         if self.n_images and self.before.contradicted_by(self.n_above_before, self.n_images):
             found += (
                 f"{self.n_above_before} of the {self.n_images} fresh images were rejects before, more than luck "

@@ -249,7 +249,8 @@ def file_size(path: str | os.PathLike[str]) -> int:
         raise ImageError(f"{shown(path)} cannot be read: {why}{hint}") from error
     if not stat.S_ISREG(status.st_mode):
         kind = next((name for is_kind, name in _FILE_KINDS if is_kind(status.st_mode)), "not a regular file")
-        raise ImageError(f"{shown(path)} is {kind}: give an image file")
+        hint = " or, to `makel inspect`, a folder that image files are right in" if stat.S_ISDIR(status.st_mode) else ""
+        raise ImageError(f"{shown(path)} is {kind}: give an image file{hint}")
     if not status.st_size:
         raise ImageError(f"{shown(path)} is empty, 0 bytes: copy it again")
     return status.st_size
