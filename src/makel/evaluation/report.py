@@ -663,9 +663,8 @@ def _images_for_each_held_out(draft: Draft) -> float:
     n, total = draft.calibration.n, draft.provenance.n_fit + draft.calibration.n
     if draft.calibration.scheme == "cross":
         return 1.0
-    return (
-        5.0 if n == max(1, round(total / 5)) else total / n
-    )  # what was held out is a rounded share, a fifth as a rule
+    # What was held out is a rounded share, a fifth as a rule.
+    return 5.0 if n == max(1, round(total / 5)) else total / n
 
 
 def _provenance(draft: Draft) -> list[dict[str, Any]]:
