@@ -429,7 +429,7 @@ class TestWhatWasTyped:
     def test_a_folder_of_folders_says_what_to_give(self, model, parts, makel_says):
         code, out, err = makel_says("inspect", model, parts.parent)
         assert (code, out) == (3, "")
-        assert f"{parts.parent} is a folder: give an image file or, to `makel inspect`, a folder that image files" in err
+        assert f"{parts.parent} is a folder: give an image file or, to `makel inspect`, a folder" in err
 
     def test_a_path_that_is_not_there_says_what_to_give(self, model, tmp_path, makel_says):
         code, _, err = makel_says("inspect", model, tmp_path / "nowhere")
