@@ -48,11 +48,19 @@ def came_from(rows: list[dict[str, str]]) -> str:
     every = {name: number for row in rows for name, number in json.loads(row["versions"]).items()}
     versions = ", ".join(f"{name} {number}" for name, number in every.items())
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
-    return f"\n{rows[0]['machine']}; {versions}; commit {commits}.\n"
+    machines = "; or ".join(dict.fromkeys(row["machine"] for row in rows))
+    return f"\n{machines}; {versions}; commit {commits}.\n"
+
+
+def elsewhere(rows: list[dict[str, str]], ours: list[dict[str, str]]) -> bool:
+    """Whether rows were measured on another machine than ours, so that times say nothing about each other."""
+    return not {row["machine"] for row in rows} <= {row["machine"] for row in ours}
 
 
 def ratio(theirs: list[dict[str, str]], ours: list[dict[str, str]], key: str) -> float | None:
-    """How many times as much theirs takes as ours, by medians."""
+    """How many times as much theirs takes as ours, by medians; None where they ran on different machines."""
+    if elsewhere(theirs, ours):
+        return None
     both = [[float(row[key]) for row in rows if row[key]] for rows in (theirs, ours)]
     return median(both[0]) / median(both[1]) if all(both) else None
 

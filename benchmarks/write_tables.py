@@ -18,7 +18,7 @@ from statistics import mean, median
 
 import numpy as np
 from bars import bars
-from results_tables import RESULTS, came_from, grouped, middle, ratio, read, spread, table, there, times
+from results_tables import RESULTS, came_from, elsewhere, grouped, middle, ratio, read, spread, table, there, times
 
 from makel.evaluation import plots
 
@@ -103,7 +103,7 @@ def peers(*, short: bool = False) -> str:
         done = [row for row in of if not row["error"]]
         cells = {
             "category": category,
-            "": f"**{who}**" if who == "makel" else who,
+            "": f"**{who}**" if who == "makel" else f"{who} ¹" if elsewhere(done, ours) else who,
             "image AUROC": spread(done, "image_auroc") if done else "failed",
             "pixel AUROC": spread(done, "pixel_auroc") if done else "failed",
             "fit, s": middle(done, "fit_s", ".0f"),
@@ -113,7 +113,9 @@ def peers(*, short: bool = False) -> str:
         }
         more = {"p99, ms": middle(done, "ms_p99"), "peak MB": middle(done, "peak_mb", ".0f")}
         body.append(cells if short else cells | more)
-    return table(tuple(body[0]), [tuple(cells.values()) for cells in body]) + came_from(rows)
+    note = "\n¹ Measured on another machine, so its times are its own and compared with nothing.\n"
+    is_noted = any("¹" in cells[""] for cells in body)
+    return table(tuple(body[0]), [tuple(cells.values()) for cells in body]) + note * is_noted + came_from(rows)
 
 
 def peers_section() -> str:

@@ -8,6 +8,7 @@ a folder of their own.
 from __future__ import annotations
 
 import json
+import mmap
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -27,7 +28,7 @@ from makel.training.detector import Detector, Features
 from makel.training.tiles import TilePlan
 from makel.types import Sample
 
-MEMORY_LIMIT_BYTES = 1 << 30
+MEMORY_LIMIT_BYTES = 1 << 29
 
 EXTRACT_BATCH = 8
 
@@ -60,7 +61,9 @@ class FeatureCache:
     def batch(self, indices: Sequence[int] | NDArray[np.int64]) -> Features:
         """Features of some images: one (len(indices), C, H, W) float32 tensor a level."""
         rows = self.rows[np.asarray(indices)]
-        return tuple(torch.from_numpy(level[rows]).to(self.device).float() for level in self.levels)
+        found = tuple(torch.from_numpy(level[rows]).to(self.device).float() for level in self.levels)
+        _let_go(self.levels)
+        return found
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> FeatureCache:
         """Some of the images, without a copy."""
@@ -138,6 +141,7 @@ def extract(
                     "not finite in half precision: look at the image, or choose another backbone"
                 )
             level[stop - len(pending) : stop] = half.cpu().numpy()
+        _let_go(levels)
         pending.clear()
         progress("features", stop, total)
 
@@ -261,3 +265,10 @@ def _allocate(features: Sequence[Tensor], n: int, folder: Path, memory_limit: in
         return
     for index, shape in enumerate(shapes):
         yield np.memmap(folder / f"features-{index}.f16", np.float16, "w+", shape=shape)
+
+
+def _let_go(levels: Sequence[NDArray[np.float16]]) -> None:
+    """Leave what is mapped to the system, which keeps it at hand as long as nobody else needs the memory."""
+    for level in levels:
+        if isinstance(level, np.memmap) and hasattr(mmap, "MADV_DONTNEED"):
+            level._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]
