@@ -132,7 +132,7 @@ and map, ours to the verdict; of theirs the script prints the median. *of ours* 
 
 def peers_readme() -> str:
     return (
-        "Beside Anomalib's models on the same images and the same backbone, measured in one run "
+        "Beside Anomalib's models on the same images and the same backbone, measured in turn "
         "([how](docs/benchmarks/index.md)):\n\n" + peers(short=True)
     )
 
