@@ -91,9 +91,7 @@ class Calibration:
         """
         if n_above == 0:
             return False
-        rejects = max(1, _allowed(self.requested_false_reject, self.n))
-        most = _beta_quantile(0.95, rejects, self.n + 1 - rejects)
-        return _beta_quantile(0.001, n_above, n + 1 - n_above) > most
+        return _beta_quantile(0.001, n_above, n + 1 - n_above) > self._rate_bound
 
     def threshold_for(self, false_reject: float) -> float:
         """The image threshold at another budget, from the same held-out scores.
@@ -118,14 +116,13 @@ class Calibration:
 
     def explain(self) -> str:
         """What these images can and cannot promise, in plain words for whoever answers for the rejects."""
-        rejects = max(1, _allowed(self.requested_false_reject, self.n))
         above = self.n - bisect_right(self.image_scores, self.image_threshold)
         asked = _percent(self.requested_false_reject)
-        rate = f"{_percent(self.promised_false_reject)} ({rejects} in {self.n + 1})"
+        rate = f"{_percent(self.promised_false_reject)} ({self._n_allowed} in {self.n + 1})"
         verb = "promise" if self.scheme == "holdout" else "aim at"
         if self.promised_false_reject > self.requested_false_reject:
             if asked == _percent(self.promised_false_reject):  # they differ by less than is shown
-                rate = f"{100 * self.promised_false_reject:.3g} % ({rejects} in {self.n + 1})"
+                rate = f"{100 * self.promised_false_reject:.3g} % ({self._n_allowed} in {self.n + 1})"
             text = (
                 f"{self._images()} can {verb} a false-reject rate of {rate} at best, not the {asked} asked for: "
                 f"{images_needed(self.requested_false_reject)} are needed. "
@@ -144,11 +141,11 @@ class Calibration:
                 f"only twice the rate, {_percent(min(1.0, 2 * self.promised_false_reject))}, plus a small term. "
                 "Hold images out where you can spare them."
             )
-        bound = _beta_quantile(0.95, rejects, self.n + 1 - rejects)
         return (
             f"{text} That is the average over the luck of which images were held out; with these, the rate on the line "
-            f"stays below {_percent(bound)} with 95 % confidence. It holds for parts and pictures like those held out; "
-            "a new camera, light or supplier needs a new calibration. It says nothing of how many defects are missed."
+            f"stays below {_percent(self._rate_bound)} with 95 % confidence. It holds for parts and pictures like "
+            "those held out; a new camera, light or supplier needs a new calibration. It says nothing of how many "
+            "defects are missed."
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -167,6 +164,16 @@ class Calibration:
             raise CalibrationError(f"calibration has the keys {sorted(data)}, expected {sorted(known)}")
         scores = {key: tuple(data[key]) for key in ("image_scores", "pixel_peaks")}
         return cls(**{**data, **scores})
+
+    @property
+    def _n_allowed(self) -> int:
+        """Of n + 1 good images, how many may score above the threshold."""
+        return max(1, _allowed(self.requested_false_reject, self.n))
+
+    @property
+    def _rate_bound(self) -> float:
+        """What the false-reject rate on the line stays below with 95 % confidence."""
+        return _beta_quantile(0.95, self._n_allowed, self.n + 1 - self._n_allowed)
 
     def _images(self) -> str:
         kind = "held-out" if self.scheme == "holdout" else "cross-fitted"

@@ -56,6 +56,7 @@ def watch(
     require("station", "makel watch")
     from makel.model.folder import open_folder
     from makel.station.connections import Connections, Wiring
+    from makel.station.inbox import check_folder
     from makel.station.station import Settings, Station
 
     if trigger and opcua is None:
@@ -64,8 +65,7 @@ def watch(
     settings = Settings(deadline_s=deadline_s, threads=threads, provider=provider)
     name = model.resolve().name
     open_folder(model)  # what cannot be watched leaves no station behind
-    if not folder.is_dir():
-        raise UsageError(f"{folder} is not a folder: make it, or give the one that pictures arrive in")
+    check_folder(folder)
     data.mkdir(parents=True, exist_ok=True)
     with Station.open(data, settings, store=store) as station:
         version, _ = station.add(name, model, by="makel watch", role="engineer")

@@ -203,7 +203,7 @@ def recalibrate(
         manifest.calibration,
         _above(measured, manifest),
         _above(measured, written),
-        sum(short_hash(hash_of[path]) in _known(manifest) for path in measured.paths),
+        len(_known(manifest) & {short_hash(hash_of[path]) for path in measured.paths}),
         tuple(left_out),
         _warning(manifest),
     )

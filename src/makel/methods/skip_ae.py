@@ -173,7 +173,7 @@ class SkipAE(Detector):
         self._settled = config
         if config.residual in ("gaussian", "nearest", "whole"):
             levels = config.read or tuple(range(len(sides)))
-            self._settle(config.residual, levels, self._make_readings(_plan(config.residual, levels)))
+            self._settle(config.residual, levels, self._make_readings(config.residual, levels))
         self.register_load_state_dict_pre_hook(_settle_before_load)  # type: ignore[no-untyped-call]
 
     @property
@@ -285,8 +285,8 @@ class SkipAE(Detector):
         self._settled = replace(self.config, blocks=blocks, residual=cast("Any", name), read=tuple(levels))
         self.readings = nn.ModuleDict({f"{kind}_{level}": reading for (kind, level), reading in readings.items()})
 
-    def _make_readings(self, plan: Iterable[tuple[str, int]]) -> dict[tuple[str, int], Reading]:
-        return {(name, level): self._reading(name, level) for name, level in plan}
+    def _make_readings(self, way: str, levels: Sequence[int]) -> dict[tuple[str, int], Reading]:
+        return {(name, level): self._reading(name, level) for name, level in _plan(way, levels)}
 
     def _reading(self, name: str, level: int) -> Reading:
         channels, side = self._shapes[level]
@@ -300,7 +300,7 @@ class SkipAE(Detector):
             name = "gaussian" if self._aligned else "whole"
         levels = self._levels_read()
         device = next(self.parameters()).device
-        readings = {key: reading.to(device) for key, reading in self._make_readings(_plan(name, levels)).items()}
+        readings = {key: reading.to(device) for key, reading in self._make_readings(name, levels).items()}
         count = 0
         for features in good:
             residuals = self.residuals(features)
@@ -337,5 +337,5 @@ def _settle_before_load(detector: SkipAE, state: dict[str, Tensor], prefix: str,
         names = {name for name, _ in found}
         name = "whole" if "whole" in names else names.pop()
         levels = sorted({level for _, level in found})
-        detector._settle(name, levels, detector._make_readings(_plan(name, levels)))
+        detector._settle(name, levels, detector._make_readings(name, levels))
         detector.readings.to(next(detector.parameters()).device)

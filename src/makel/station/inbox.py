@@ -105,8 +105,7 @@ class Inbox:
         Raises:
             UsageError: There is no such folder, or `done` is inside it as its own files are, or on another file system.
         """
-        if not folder.is_dir():
-            raise UsageError(f"{shown(folder)} is not a folder: make it, or give the one that pictures arrive in")
+        check_folder(folder)
         self.folder, self.done, self._settle_s = folder, done, settle_s
         self._waiting: dict[str, Waiting] = {}
         self._decided: dict[str, Arrival] = {}
@@ -189,6 +188,16 @@ class Inbox:
         """A file was decided while it was still being written: what becomes of it is another delivery."""
         now = monotonic()
         self._waiting[arrival.path.name] = Waiting(arrival, now, now)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a place where no picture can arrive.
+
+    Raises:
+        UsageError: There is no such folder.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{shown(folder)} is not a folder: make it, or give the one that pictures arrive in")
 
 
 def recorded_on(station: Decider, model: str, arrival: Arrival, image: bytes) -> Recorded | None:

@@ -9,7 +9,7 @@ from typing import Any
 from makel.model.manifest import Manifest
 
 FEW = 5
-"""Images fitted on below which a fit is warned about: docs/benchmarks shows what a model of five is worth."""
+"""Images fitted on below which a fit is warned about."""
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -56,20 +56,6 @@ class TilePlan:
     def count(self) -> int:
         """Tiles chosen."""
         return sum(map(len, self.chosen.values()))
-
-    def only(self, rows: Sequence[Path], indices: Collection[int]) -> TilePlan:
-        """A few of the tiles.
-
-        Args:
-            rows: The image of each tile that could be read, in order: `Extraction.paths`.
-            indices: Places in `rows`.
-        """
-        every = ((path, box) for path in dict.fromkeys(rows) for box in self.chosen[path])
-        kept: dict[Path, tuple[tuple[int, int], ...]] = {}
-        for index, (path, box) in enumerate(every):
-            if index in indices:
-                kept[path] = (*kept.get(path, ()), box)
-        return replace(self, chosen=kept)
 
     def check(self) -> None:
         """Refuse tiles that cut nothing.
