@@ -147,6 +147,7 @@ def test_unreadable_good_images_are_named_and_left_out(tmp_path):
         ({"device": "tpu"}, "device 'tpu'"),
         ({"blocks": (9,)}, "blocks 9"),
         ({"false_reject": 1.5}, "1.5"),
+        ({"method": "pca"}, "pca is solved in one go.* leave epochs=2 out"),
     ],
 )
 def test_settings_that_cannot_be_used_are_refused_and_nothing_is_left(line, tmp_path, changes, message):

@@ -3,12 +3,19 @@
 import json
 import os
 import queue
+import re
 import shutil
 import socket
 import subprocess
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address
 
 import paho.mqtt.client as paho
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from paho.mqtt.enums import CallbackAPIVersion
 
 from makel.errors import StoreError, UsageError
@@ -45,6 +52,14 @@ class Mosquitto:
     def kill(self):
         self._process.kill()
         self._process.wait()
+
+
+def reachable(folder):
+    """Let mosquitto, which gives up being root first, read what is in a folder of pytest's."""
+    for each in (folder, *folder.parents):  # workers' are one level deeper
+        if each.stat().st_mode & 0o005 == 0o005:
+            break
+        each.chmod(0o755)
 
 
 def free_port():
@@ -197,7 +212,10 @@ def test_a_broker_that_is_not_there_at_the_start_is_waited_for(plant, tmp_path):
     broker.kill()
     publisher = plant.publisher(broker.port)
     plant.decide(5)
-    assert publisher.problem == f"not connected to 127.0.0.1:{broker.port}/plant/line 3 yet"
+    until(lambda: "not connected" not in publisher.problem)
+    assert re.fullmatch(
+        rf"the broker 127.0.0.1:{broker.port}/plant/line 3 cannot be reached: .*refused", publisher.problem
+    )
     publisher.stop()
     broker.start()
     subscriber = Subscriber(broker.port)
@@ -213,11 +231,8 @@ def test_a_broker_asks_for_a_password(plant, tmp_path, monkeypatch):
     if program is None:
         pytest.skip("no mosquitto_passwd: apt-get install mosquitto")
     subprocess.run([program, "-b", "-c", passwords, "eva", "secret"], check=True, stderr=subprocess.DEVNULL)
-    passwords.chmod(0o644)  # mosquitto gives up being root before it reads it
-    for folder in (tmp_path, *tmp_path.parents):  # pytest's own are closed to others, workers' one level deeper
-        if folder.stat().st_mode & 0o005 == 0o005:
-            break
-        folder.chmod(0o755)
+    passwords.chmod(0o644)
+    reachable(tmp_path)
     broker = Mosquitto(tmp_path, f"allow_anonymous false\npassword_file {passwords}")
     url = "mqtt://eva@127.0.0.1:{}"
     wrong = plant.publisher(broker.port, url)
@@ -229,6 +244,66 @@ def test_a_broker_asks_for_a_password(plant, tmp_path, monkeypatch):
     right = plant.publisher(broker.port, url)
     until(lambda: right.acknowledged == 2)
     assert right.problem == ""
+    broker.kill()
+
+
+@pytest.fixture
+def authority(tmp_path):
+    """Files of a plant's own authority, and of a broker's certificate by it, which is for 127.0.0.1 alone."""
+    now = datetime.now(UTC)
+
+    def certificate(name, key, issuer, issuer_key, extension):
+        return (
+            x509.CertificateBuilder()
+            .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+            .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, issuer)]))
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(extension, critical=True)
+            .sign(issuer_key, hashes.SHA256())
+        ).public_bytes(serialization.Encoding.PEM)
+
+    root, leaf = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    address = x509.SubjectAlternativeName([x509.IPAddress(IPv4Address("127.0.0.1"))])
+    files = {
+        "authority": certificate("plant", root, "plant", root, x509.BasicConstraints(ca=True, path_length=0)),
+        "certificate": certificate("broker", leaf, "plant", root, address),
+        "key": leaf.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        ),
+    }
+    for name, content in files.items():
+        (tmp_path / f"{name}.pem").write_bytes(content)
+    reachable(tmp_path)
+    return {name: tmp_path / f"{name}.pem" for name in files}
+
+
+# paho leaves the socket of a failed handshake to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_with_tls_a_broker_has_to_show_a_certificate_that_is_trusted(plant, tmp_path, authority, monkeypatch):
+    broker = Mosquitto(
+        tmp_path, f"allow_anonymous true\ncertfile {authority['certificate']}\nkeyfile {authority['key']}"
+    )
+    url = "mqtts://127.0.0.1:{}"
+    untrusted = plant.publisher(broker.port, url)
+    plant.decide(2)
+    until(lambda: "not trusted" in untrusted.problem)
+    assert untrusted.problem == (
+        f"the broker 127.0.0.1:{broker.port}/makel cannot be reached: its certificate is not trusted (unable to get "
+        "local issuer certificate): add its authority to the system's, or name the authority's file in SSL_CERT_FILE"
+    )
+    untrusted.stop()
+    monkeypatch.setenv("SSL_CERT_FILE", str(authority["authority"]))
+    elsewhere = plant.publisher(broker.port, "mqtts://localhost:{}")  # not what the certificate is for
+    until(lambda: "not trusted" in elsewhere.problem)
+    assert "localhost" in elsewhere.problem
+    elsewhere.stop()
+    trusting = plant.publisher(broker.port, url)
+    plant.decide(2)
+    until(lambda: trusting.acknowledged == 4)
+    assert trusting.problem == ""
     broker.kill()
 
 

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -107,10 +109,22 @@ def test_several_levels_are_joined_and_enlarged_by_their_reciprocals():
     torch.testing.assert_close(scores.image, (top_mean(fine, 0.25) * top_mean(coarse, 0.5)).sqrt())
     of_maximum = finish_level_scores([fine, coarse], 8, [0.0, 0.0])
     assert torch.equal(of_maximum.image, scores.anomaly_map.amax((1, 2, 3)))
-    grouped = finish_level_scores([fine, fine, coarse], 8, [0.25, None, 0.5], groups=["a", "a", "b"])
+    grouped = finish_level_scores([fine, fine, coarse], 8, [0.25, 0.25, 0.5], groups=["a", "a", "b"])
     torch.testing.assert_close(grouped.anomaly_map, scores.anomaly_map)
     torch.testing.assert_close(grouped.image, scores.image)
-    torch.testing.assert_close(finish_level_scores([fine, coarse], 8, [0.25, None]).image, top_mean(fine, 0.25))
+
+
+def test_levels_count_by_how_far_they_lie_above_the_usual():
+    usual = torch.tensor([[0.0, 0.1], [1.0, 2.0], [1.0, 2.0]])
+    levels = [torch.full((1, 1, 2, 2), math.exp(log)) for log in (0.5, 3.0, -39.0)]
+    maps, tops = [levels[0], levels[1], levels[2].clamp_min(1e-12)], [0.25, 0.5, 0.5]
+    scores = finish_level_scores(maps, 8, tops, groups=["a", "b", "b"], usual=usual)
+    # 5 standard deviations above, 1 above, and so far below that it counts for nothing: in groups of one and of two.
+    one, two, three = (math.log1p(math.exp(z)) for z in (5, 1, (math.log(1e-6) - 1) / 2))
+    assert scores.image.item() == pytest.approx((one**4 / 2 + two**4 / 4 + three**4 / 4) ** 0.25, rel=1e-4)
+    torch.testing.assert_close(
+        scores.anomaly_map, finish_level_scores(maps, 8, tops, groups=["a", "b", "b"]).anomaly_map
+    )
 
 
 def test_the_skip_autoencoder_of_the_paper_has_49_million_weights():

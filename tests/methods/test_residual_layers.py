@@ -136,7 +136,7 @@ def test_a_whole_map_is_what_the_principal_axes_leave():
     assert values[:count].sum() >= 0.97 * values.sum() > values[: count - 1].sum()
     noise = values[count:29].mean()
     kept = vectors[:, :count] * (values[:count] / (values[:count] + noise)) @ vectors[:, :count].T
-    left = reading._left(rows.float()).flatten(1)
+    left = reading._left(rows.float(), (reading.mean, reading.axes, reading.weight)).flatten(1)
     torch.testing.assert_close(left.double(), centred - centred @ kept, atol=5e-3, rtol=0)  # axes in half precision
 
 
@@ -166,6 +166,48 @@ def test_a_whole_map_comes_back_from_its_state():
     again.load_state_dict(reading.state_dict())
     x = kinds_of(4)
     assert torch.equal(again(x), reading(x))
+
+
+READINGS = {
+    "gaussian": lambda: PositionGaussian(3, 16),
+    "nearest": lambda: NearestResidual(3, most=400),
+    "whole": lambda: WholeMap(3, 16),
+}
+
+
+@pytest.mark.parametrize("kind", READINGS)
+def test_left_out_images_look_as_new_ones_do(kind):
+    draw = kinds_of if kind == "whole" else (lambda n: torch.randn(n, 3, 16, 16))
+    reading, x = READINGS[kind](), draw(200)
+    for first in range(0, 200, 8):
+        reading.add(x[first : first + 8], first)
+    reading.solve()
+    parts = [reading.left_out(x[first : first + 7], first) for first in range(0, 200, 7)]  # however they are batched
+    left_out, new, seen = torch.cat(parts), reading(draw(200)), reading(x)
+    torch.testing.assert_close(left_out, reading.left_out(x, 0), rtol=1e-3, atol=1e-3)
+    assert left_out.shape == seen.shape
+    # In three dimensions a quarter fewer neighbours are (4/3) ** (2/3) as far away, squared.
+    assert 0.9 < left_out.median() / new.median() < (1.35 if kind == "nearest" else 1.1)
+    assert seen.mean() < left_out.mean()
+    # A fold is read by what the others taught: as by a reading of those alone, or with none of its own in the bank.
+    own, others = x[1::4], READINGS[kind]()
+    for index in set(range(200)) - set(range(1, 200, 4)):
+        others.add(x[index : index + 1], index)
+    others.solve()
+    if kind == "nearest":
+        assert reading(own).min() < 1e-6 < reading.of_fold(own, 1).min()
+    else:
+        assert torch.corrcoef(torch.stack([others(own).flatten(), left_out[1::4].flatten()]))[0, 1] > 0.8
+    reading.forget()
+    assert torch.equal(reading(x), seen)
+
+
+@pytest.mark.parametrize("kind", READINGS)
+def test_a_single_image_is_left_out_of_nothing(kind):
+    reading, x = READINGS[kind](), kinds_of(1)
+    reading.add(x, 0)
+    reading.solve()
+    assert torch.isfinite(reading.left_out(x, 0)).all()
 
 
 def test_alignment_is_the_share_of_variance_between_positions():

@@ -237,14 +237,30 @@ def test_wholes_and_nearest_count_alike(shaped_backbone, as_cache):
         residuals = detector.residuals(seen)
         wholes = [detector.readings[f"whole_{level}"](residuals[level]) for level in (0, 1)]
         nearest = [detector.readings[f"nearest_{level}"](residuals[level]) for level in (0, 1, 2)]
-        means = [each.flatten(1).mean(1).log() for each in wholes]
-        # 1 % of 64 and of 16 positions is one of them; the finest level is left out.
-        tops = [each.flatten(1).amax(1).log() for each in nearest[1:]]
+        # Half of 16 and of 4 positions, and 1 % of 256, 64 and 16.
+        counts = zip((*wholes, *nearest), (8, 2, 2, 1, 1), strict=True)
+        tops = [each.flatten(1).topk(count).values.mean(1).log() for each, count in counts]
+        above = F.softplus((torch.stack(tops) - detector.usual[:, :1]) / detector.usual[:, 1:]).pow(4)
         scores = detector.score(seen)
-        torch.testing.assert_close(scores.image, (means[1] / 2 + sum(tops) / 4).exp())
+        torch.testing.assert_close(scores.image, (above[:2].mean(0) / 2 + above[2:].mean(0) / 2).pow(0.25))
         parts = [(1 / each, 1 / 4) for each in wholes] + [(1 / each.clamp_min(1e-6), 1 / 6) for each in nearest]
         enlarged = [weight * F.interpolate(each, (16, 16), mode="bilinear") for each, weight in parts]
         torch.testing.assert_close(scores.anomaly_map, 1 / sum(enlarged))
+
+
+def test_what_is_usual_is_learned_from_images_left_out(shaped_backbone, as_cache):
+    generator = torch.Generator().manual_seed(3)
+    settings = {"size": 16, "blocks": (1, 2, 3), "widths": (4, 4), "skips": (0,), "epochs": 1, "join": False}
+    detector = SkipAE(Config(**settings, residual="whole"), shaped_backbone((3, 3, 3), (1, 2, 4)))
+    cache, seen = as_cache(*product_of("anywhere", 64, generator))
+    train(detector, cache)
+    _, new = as_cache(*product_of("anywhere", 64, generator))
+    with torch.no_grad():
+        of_seen, of_new = detector.score(seen).image, detector.score(new).image
+    assert detector.usual.shape == (5, 2)
+    # A good one has 0.69 by its mean, and more by its spread; those that were learned from look better than they are.
+    assert 0.5 < of_new.median() < 1.5
+    assert of_seen.median() < of_new.median()
 
 
 def test_levels_that_are_not_there_are_refused(shaped_backbone):

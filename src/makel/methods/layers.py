@@ -314,29 +314,33 @@ def finish_scores(
 def finish_level_scores(
     maps: Levels,
     size: int,
-    tops: Sequence[float | None],
+    tops: Sequence[float],
     inspected: Inspected | None = None,
     groups: Sequence[str] | None = None,
+    usual: Tensor | None = None,
 ) -> Scores[Tensor]:
     """What `finish_scores` gives, from several maps.
 
     The map is their harmonic mean, high where every one is, at the input's size. It is their reciprocals that are
-    interpolated, so that a peak does not spread over half of each neighbouring cell. The image score is the geometric
-    mean of each one's top mean: a map gives its share whatever the others say.
+    interpolated, so that a peak does not spread over half of each neighbouring cell. For the image score a map gives
+    its share whatever the others say. It is the geometric mean of each one's top mean; or with `usual`, how many
+    standard deviations each one's lies above that of good images, and of these the fourth root of the mean fourth
+    power: a map on which good images hardly differ says as much as one on which they do, and the loudest is heard.
 
     Args:
         maps: (N, 1, h, w) each, not negative.
         size: Side of the input, in pixels.
-        tops: For each map, the share of it whose mean goes into the image score, or None for a map that does not; all 0
-            for the maximum of the full-size map.
+        tops: For each map, the share of it whose mean goes into the image score; all 0 for the maximum of the full-size
+            map.
         inspected: What the image score is taken from; None for everything.
         groups: The group of each map: groups count alike, and so do the maps of a group. None for a single group.
+        usual: (maps, 2), mean and standard deviation over good images of what `log_top_means` gives.
     """
     if len(maps) == 1:
-        return finish_scores(maps[0], size, tops[0] or 0.0, inspected)
-    groups = groups or [""] * len(maps)
+        return finish_scores(maps[0], size, tops[0], inspected)
+    weights = _weights(groups or [""] * len(maps))
     reciprocals: dict[int, Tensor] = {}
-    for each, weight in zip(maps, _weights(groups), strict=True):
+    for each, weight in zip(maps, weights, strict=True):
         side = int(each.shape[-1])
         part = weight / each.clamp_min(LEAST)
         reciprocals[side] = reciprocals[side] + part if side in reciprocals else part
@@ -344,11 +348,21 @@ def finish_level_scores(
     joined = 1 / reduce(add, (_enlarged(each, size) for each in reciprocals.values()))
     if not any(tops):
         return Scores(image=top_mean(joined, 0.0, inspected), anomaly_map=joined)
-    scored = [(each, top, group) for each, top, group in zip(maps, tops, groups, strict=True) if top is not None]
-    means = [top_mean(each, top, inspected).clamp_min(LEAST).log() for each, top, _ in scored]
-    weights = _weights([group for _, _, group in scored])
-    weighted = [weight * mean for mean, weight in zip(means, weights, strict=True)]
-    return Scores(image=torch.stack(weighted).sum(0).exp(), anomaly_map=joined)
+    logs = log_top_means(maps, tops, inspected)
+    if usual is None:
+        weighted = [weight * each for each, weight in zip(logs, weights, strict=True)]
+        return Scores(image=torch.stack(weighted).sum(0).exp(), anomaly_map=joined)
+    # A soft zero below the usual: nothing makes up for what is too high elsewhere, and no two images get the same.
+    above = F.softplus((logs - usual[:, :1]) / usual[:, 1:])
+    squares = above * above
+    weighted = [weight * each * each for each, weight in zip(squares, weights, strict=True)]
+    return Scores(image=torch.stack(weighted).sum(0).sqrt().sqrt(), anomaly_map=joined)
+
+
+def log_top_means(maps: Levels, tops: Sequence[float], inspected: Inspected | None = None) -> Tensor:
+    """(maps, N) logarithms of the `top_mean` of each (N, 1, h, w) map."""
+    means = [top_mean(each, top, inspected) for each, top in zip(maps, tops, strict=True)]
+    return torch.stack(means).clamp_min(LEAST).log()
 
 
 def _weights(groups: Sequence[str]) -> list[float]:

@@ -48,7 +48,22 @@ class Reading(nn.Module, ABC):
 
     @abstractmethod
     def solve(self) -> None:
-        """Set the buffers from everything added, and let go of it."""
+        """Set the buffers from everything added."""
+
+    @abstractmethod
+    def of_fold(self, x: Tensor, fold: int) -> Tensor:
+        """What `forward` gives for (N, C, H, W), without what images of this fold taught; until `forget`."""
+
+    @abstractmethod
+    def forget(self) -> None:
+        """Let go of what was added and `of_fold` needs."""
+
+    def left_out(self, x: Tensor, first: int) -> Tensor:
+        """The maps of good images that were added, each by the folds that it is not in; `first` as in `add`."""
+        folds = _folds(first, len(x))
+        order = folds.argsort(stable=True)
+        maps = torch.cat([self.of_fold(x[(folds == fold).to(x.device)], fold) for fold in sorted(set(folds.tolist()))])
+        return maps[order.argsort().to(x.device)]
 
 
 @dataclass
@@ -110,6 +125,7 @@ class PositionGaussian(Reading):
         unpack[tuple(torch.tril_indices(channels, channels))] = torch.arange(triangle)
         self.register_buffer("unpack", unpack, persistent=False)
         self._sums: _Sums | None = None
+        self._others: dict[int, tuple[Tensor, Tensor]] = {}  # mean and whitener without each fold
 
     def add(self, x: Tensor, first: int) -> None:
         """See `Reading.add`."""
@@ -126,22 +142,41 @@ class PositionGaussian(Reading):
     def solve(self) -> None:
         """See `Reading.solve`."""
         assert self._sums is not None, "nothing was added"
-        weight = self._choose_shrinkage(self._sums)
-        mean, scatter = self._sums.moments(list(range(FOLDS)))
-        factor = torch.linalg.cholesky(_shrink(scatter, scatter.mean(0), weight))
-        eye = torch.eye(factor.shape[-1], device=factor.device).expand_as(factor)
-        inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
-        rows, columns = torch.tril_indices(self.channels, self.channels, device=inverse.device)
-        self.whitener.copy_(inverse[:, rows, columns])
-        self.mean.copy_(mean.T.reshape(self.mean.shape))
-        self.shrinkage.fill_(weight)
-        self._sums = None
+        self.shrinkage.fill_(self._choose_shrinkage(self._sums))
+        mean, whitener = self._gaussian(list(range(FOLDS)))
+        self.mean.copy_(mean)
+        self.whitener.copy_(whitener)
 
     def forward(self, x: Tensor) -> Tensor:
         """Squared Mahalanobis distance a channel, (N, 1, H, W), of (N, C, H, W) features: near 1 for good ones."""
+        return self._distance(x, self.mean, self.whitener)
+
+    def of_fold(self, x: Tensor, fold: int) -> Tensor:
+        """See `Reading.of_fold`."""
+        if fold not in self._others:
+            assert self._sums is not None, "forgotten"
+            folds = [other for other in range(FOLDS) if other != fold and self._sums.count[other]]
+            self._others[fold] = self._gaussian(folds or [fold])  # a single image has only itself
+        return self._distance(x, *self._others[fold])
+
+    def forget(self) -> None:
+        """See `Reading.forget`."""
+        self._sums, self._others = None, {}
+
+    def _gaussian(self, folds: list[int]) -> tuple[Tensor, Tensor]:
+        """Mean and whitener of these folds."""
+        assert self._sums is not None, "nothing was added"
+        mean, scatter = self._sums.moments(folds)
+        factor = torch.linalg.cholesky(_shrink(scatter, scatter.mean(0), float(self.shrinkage)))
+        eye = torch.eye(factor.shape[-1], device=factor.device).expand_as(factor)
+        inverse = torch.linalg.solve_triangular(factor, eye, upper=False)
+        rows, columns = torch.tril_indices(self.channels, self.channels, device=inverse.device)
+        return mean.T.reshape(self.mean.shape), inverse[:, rows, columns].to(self.whitener.dtype)
+
+    def _distance(self, x: Tensor, mean: Tensor, whitener: Tensor) -> Tensor:
         n, _, height, width = x.shape
-        centred = (x - self.mean).flatten(2).permute(2, 0, 1)  # (HW, N, C)
-        packed = torch.cat([self.whitener, torch.zeros_like(self.whitener[:, :1])], 1)
+        centred = (x - mean).flatten(2).permute(2, 0, 1)  # (HW, N, C)
+        packed = torch.cat([whitener, torch.zeros_like(whitener[:, :1])], 1)
         white = []
         for start, stop in pairwise(self._edges):
             part = packed[:, self.unpack[start:stop, :stop].T.flatten()].float().reshape(-1, stop, stop - start)
@@ -228,6 +263,7 @@ class NearestResidual(Reading):
         self.register_load_state_dict_pre_hook(_resize_before_load)  # type: ignore[no-untyped-call]
         self._drawn: _Draw | None = None
         self._moments = Moments()
+        self._others: list[Tensor] = []  # the bank without each fold
 
     def add(self, x: Tensor, first: int) -> None:
         """See `Reading.add`."""
@@ -246,19 +282,31 @@ class NearestResidual(Reading):
         self.whitener.copy_(torch.linalg.inv(torch.linalg.cholesky(covariance + _ridge(covariance))))
         rows = self._whiten(drawn.rows)
         members = choose_coreset(rows, min(self.most, len(rows)), project=64).cpu()
-        distances = []
-        for fold in range(FOLDS):
-            others, own = members[drawn.folds[members] != fold], rows[drawn.folds == fold]
-            if len(others) and len(own):
-                distances.append(self._nearest(own, rows[others]))
-        self.scale.fill_(float(torch.cat(distances).mean()) if distances else 1.0)
         self.bank = rows[members].half()
+        folds = drawn.folds[members]
+        # A single image has only itself.
+        self._others = [self.bank if (folds == fold).all() else self.bank[folds != fold] for fold in range(FOLDS)]
+        own = [rows[drawn.folds == fold] for fold in range(FOLDS)]
+        self.scale.fill_(
+            torch.cat([self._nearest(*each) for each in zip(own, self._others, strict=True)]).mean().clamp_min(LEAST)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Squared distance to the nearest of the bank, over its mean for good ones: (N, 1, H, W) of (N, C, H, W)."""
+        return self._distance(x, self.bank)
+
+    def of_fold(self, x: Tensor, fold: int) -> Tensor:
+        """See `Reading.of_fold`."""
+        return self._distance(x, self._others[fold])
+
+    def forget(self) -> None:
+        """See `Reading.forget`."""
+        self._others = []
+
+    def _distance(self, x: Tensor, bank: Tensor) -> Tensor:
         n, channels, height, width = x.shape
         white = self._whiten(x.permute(0, 2, 3, 1).reshape(-1, channels))
-        return (self._nearest(white, self.bank) / self.scale).reshape(n, 1, height, width)
+        return (self._nearest(white, bank) / self.scale).reshape(n, 1, height, width)
 
     def _whiten(self, rows: Tensor) -> Tensor:
         return (rows - self.mean) @ self.whitener.T
@@ -270,6 +318,10 @@ class NearestResidual(Reading):
             (part.square().sum(1) - 2 * (white @ part.T)).amin(1) for part in torch.split(bank.float(), self.CHUNK)
         ]
         return (torch.stack(parts).amin(0) + (white * white).sum(1)).clamp_min(0) / white.shape[1]
+
+
+_Explained = tuple[Tensor, Tensor, Tensor]
+"""Mean, axes and weights, as `WholeMap` has them."""
 
 
 class WholeMap(Reading):
@@ -292,7 +344,7 @@ class WholeMap(Reading):
         rest: The Gaussian.
     """
 
-    share = 1.0
+    share = 0.5
     GRID = 8
     """Cells of the grid a side at most; a quarter of the level's side where that is less."""
     EXPLAINED, MOST_AXES = 0.97, 384
@@ -314,6 +366,7 @@ class WholeMap(Reading):
         self.rest = PositionGaussian(channels, self.grid)
         self.register_load_state_dict_pre_hook(_resize_before_load)  # type: ignore[no-untyped-call]
         self._drawn: _Draw | None = None
+        self._others: list[_Explained] = []  # without each fold
 
     def add(self, x: Tensor, first: int) -> None:
         """See `Reading.add`."""
@@ -326,30 +379,42 @@ class WholeMap(Reading):
         """See `Reading.solve`."""
         assert self._drawn is not None, "nothing was added"
         drawn, self._drawn = self._drawn, None
+        self._others = []
         for fold in range(FOLDS):
             own = (drawn.folds == fold).to(drawn.rows.device)
             others = drawn.rows if own.all() else drawn.rows[~own]  # a single image has only itself
-            self._explain(others.float())
-            for left in self._left(drawn.rows[own].float()):
+            self._others.append(self._explain(others.float()))
+            for left in self._left(drawn.rows[own].float(), self._others[fold]):
                 self.rest.add(left[None], fold)
-        self._explain(drawn.rows.float())
+        self.mean, self.axes, self.weight = self._explain(drawn.rows.float())
         self.rest.solve()
 
     def forward(self, x: Tensor) -> Tensor:
         """Squared Mahalanobis distance a channel of what is left, (N, 1, grid, grid), of (N, C, H, W) residuals."""
-        distance: Tensor = self.rest(self._left(to_side(x, self.grid).flatten(1)))
+        explained = self.mean, self.axes, self.weight
+        distance: Tensor = self.rest(self._left(to_side(x, self.grid).flatten(1), explained))
         return distance
 
-    def _left(self, rows: Tensor) -> Tensor:
+    def of_fold(self, x: Tensor, fold: int) -> Tensor:
+        """See `Reading.of_fold`."""
+        return self.rest.of_fold(self._left(to_side(x, self.grid).flatten(1), self._others[fold]), fold)
+
+    def forget(self) -> None:
+        """See `Reading.forget`."""
+        self._others = []
+        self.rest.forget()
+
+    def _left(self, rows: Tensor, explained: _Explained) -> Tensor:
         """(N, C, grid, grid) of (N, D)."""
-        axes, centred = self.axes.float(), rows - self.mean
-        left = centred - (centred @ axes.T * self.weight) @ axes
+        mean, axes, weight = explained
+        centred = rows - mean
+        left = centred - (centred @ axes.float().T * weight) @ axes.float()
         return left.reshape(-1, self.rest.channels, self.grid, self.grid)
 
-    def _explain(self, rows: Tensor) -> None:
-        """Set mean, axes and weights to those of (N, D)."""
-        self.mean.copy_(rows.mean(0))
-        centred = rows - self.mean
+    def _explain(self, rows: Tensor) -> _Explained:
+        """Mean, axes and weights of (N, D)."""
+        mean = rows.mean(0)
+        centred = rows - mean
         # There are more dimensions than images: the images' products with each other have the same axes, sooner.
         values, vectors = torch.linalg.eigh(centred @ centred.T)
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
@@ -358,8 +423,8 @@ class WholeMap(Reading):
         rest = values[count : len(rows) - 1]
         noise = rest.mean() if len(rest) else rest.new_zeros(())
         values = values[:count]
-        self.axes = ((vectors[:, :count].T @ centred) / values.sqrt().clamp_min(LEAST)[:, None]).half()
-        self.weight = values / (values + noise).clamp_min(LEAST)
+        axes = (vectors[:, :count].T @ centred) / values.sqrt().clamp_min(LEAST)[:, None]
+        return mean, axes.half(), values / (values + noise).clamp_min(LEAST)
 
 
 class Alignment:

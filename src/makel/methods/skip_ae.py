@@ -40,9 +40,10 @@ The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmark
     (`residual_layers.Alignment`). Fine features have their place then, so the finest two levels are read; the others
     are not even computed. Else all are.
 16. The map is the harmonic mean of the maps: a position counts as far off where every one says so, which keeps the
-    coarse ones from smearing it. The image score is the geometric mean of the mean of each one's highest 1 %, or of all
-    of it for a map as a whole: small defects show at the fine levels and large ones at the coarse. With wholes the
-    finest level is left out of it: where features lie anywhere, it is the surface's noise that is unusual there.
+    coarse ones from smearing it. The image score is taken from the mean of each one's highest 1 %, or half for a map as
+    a whole: small defects show at the fine levels and large ones at the coarse. It is their geometric mean; where
+    wholes are read, which good images differ in more than in any small part, each is first measured by how good images
+    differ in it that it was not learned from, and what is usual counts for nothing.
 """
 
 from __future__ import annotations
@@ -58,10 +59,12 @@ from torch import Tensor, nn
 
 from makel.errors import UsageError
 from makel.methods.layers import (
+    LEAST,
     ChannelNorm,
     Projection,
     SkipAutoencoder,
     finish_level_scores,
+    log_top_means,
     standardise,
     to_side,
 )
@@ -137,6 +140,9 @@ ALIGNED = 0.5
 FINEST = 2
 """Levels that are read where fine features have their place, and as wholes."""
 
+USUAL_IMAGES, USUAL_PRIOR = 256, 4
+"""Good images that tell how much they differ, at most, and as how many more what readings have in common counts."""
+
 
 class SkipAE(Detector):
     """The detector. Its levels are the backbone's blocks, or one concatenation of them (`config.grid`)."""
@@ -169,6 +175,8 @@ class SkipAE(Detector):
         if any(not 0 <= level < len(sides) for level in config.read):
             raise UsageError(f"read={config.read} names levels that are not there: there are 0 to {len(sides) - 1}")
         self.readings = nn.ModuleDict()
+        self.usual: Tensor
+        self.register_buffer("usual", torch.zeros(0, 2))
         self._aligned = False
         self._settled = config
         if config.residual in ("gaussian", "nearest", "whole"):
@@ -223,7 +231,7 @@ class SkipAE(Detector):
 
     def trained_state(self) -> dict[str, Tensor]:
         """The autoencoder and the channels' scales, without the readings, which are many times larger."""
-        return {key: value for key, value in self.learned_state().items() if not key.startswith("readings.")}
+        return {key: value for key, value in self.learned_state().items() if not key.startswith(("readings.", "usual"))}
 
     def residuals(self, features: Features) -> list[Tensor]:
         """FE(x) - AE(FE(x)) of every level, each (N, C, H, W)."""
@@ -238,16 +246,12 @@ class SkipAE(Detector):
             return finish_level_scores(maps, self.config.size, [self.config.top] * len(maps), self.inspected)
         readings = {_parse(key): cast("Reading", reading) for key, reading in self.readings.items()}
         maps = [reading(residuals[level]) for (_, level), reading in readings.items()]
-        tops = [self.config.top if reading.share is None else reading.share for reading in readings.values()]
+        usual = self.usual if self._settled.residual == "whole" else None
         names = [name for name, _ in readings]
-        scored = [None if key[1] == self._only_in_the_map else top for key, top in zip(readings, tops, strict=True)]
-        return finish_level_scores(maps, self.config.size, scored, self.inspected, names)
+        return finish_level_scores(maps, self.config.size, self._tops(readings.values()), self.inspected, names, usual)
 
-    @property
-    def _only_in_the_map(self) -> int | None:
-        """The finest level where features lie anywhere: what is unusual in it is the surface's noise."""
-        levels = self._settled.read
-        return levels[0] if self._settled.residual == "whole" and len(levels) > FINEST else None
+    def _tops(self, readings: Iterable[Reading]) -> list[float]:
+        return [self.config.top if reading.share is None else reading.share for reading in readings]
 
     def _make_autoencoder(self) -> SkipAutoencoder:
         channels, sides = zip(*self._shapes, strict=True)
@@ -284,6 +288,7 @@ class SkipAE(Detector):
         blocks = tuple(sorted(self.config.blocks)[: len(self.backbone.blocks)])
         self._settled = replace(self.config, blocks=blocks, residual=cast("Any", name), read=tuple(levels))
         self.readings = nn.ModuleDict({f"{kind}_{level}": reading for (kind, level), reading in readings.items()})
+        self.usual = self.usual.new_zeros(len(readings), 2)
 
     def _make_readings(self, way: str, levels: Sequence[int]) -> dict[tuple[str, int], Reading]:
         return {(name, level): self._reading(name, level) for name, level in _plan(way, levels)}
@@ -310,6 +315,27 @@ class SkipAE(Detector):
         for reading in readings.values():
             reading.solve()
         self._settle(name, levels, readings)
+        if name == "whole":
+            self.usual.copy_(self._usual(good, readings, count))
+        for reading in readings.values():
+            reading.forget()
+
+    def _usual(self, good: Batches, readings: Mapping[tuple[str, int], Reading], count: int) -> Tensor:
+        """(readings, 2) mean and standard deviation of `log_top_means`, of good images by what others have taught."""
+        tops, logs, first = self._tops(readings.values()), [], 0
+        every = -(-count // USUAL_IMAGES)
+        for index, features in enumerate(good):
+            if index % every == 0:
+                residuals = self.residuals(features)
+                maps = [reading.left_out(residuals[level], first) for (_, level), reading in readings.items()]
+                logs.append(log_top_means(maps, tops, self.inspected))
+            first += len(features[0])
+        found = torch.cat(logs, 1)
+        freedom = found.shape[1] - 1
+        variance = found.var(1) if freedom else torch.ones_like(found[:, 0])
+        # Few images tell a spread badly: what all readings have in common counts like some more.
+        variance = (freedom * variance + USUAL_PRIOR * variance.mean()) / (freedom + USUAL_PRIOR)
+        return torch.stack([found.mean(1), variance.sqrt().clamp_min(LEAST)], 1)
 
     def _levels_read(self) -> tuple[int, ...]:
         levels = self.config.read or tuple(range(len(self._shapes)))

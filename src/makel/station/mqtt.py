@@ -10,6 +10,8 @@ import json
 import logging
 import os
 import queue
+import ssl
+import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -168,6 +170,7 @@ class MqttPublisher:
         client.reconnect_delay_set(min_delay=1, max_delay=30)
         client.max_inflight_messages_set(IN_FLIGHT)
         client.on_connect = self._connected
+        client.on_connect_fail = self._unreachable
         client.on_disconnect = self._disconnected
         client.on_publish = self._published
         return client
@@ -182,6 +185,16 @@ class MqttPublisher:
         self._link("")
         self._online.set()
         self._wake.set()
+
+    def _unreachable(self, _client: paho.Client, _data: Any) -> None:
+        error = sys.exc_info()[1]  # paho calls this where it handles what went wrong, and hands on nothing of it
+        why = str(error)
+        if isinstance(error, ssl.SSLCertVerificationError):
+            why = (
+                f"its certificate is not trusted ({error.verify_message}): add its authority to the system's, or name "
+                "the authority's file in SSL_CERT_FILE"
+            )
+        self._link(f"the broker {self.broker} cannot be reached: {why}")
 
     def _disconnected(self, _client: paho.Client, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
         if self._online.is_set() and not self._stop.is_set():

@@ -182,6 +182,10 @@ def fit(
     if tiling:
         changes = {**detector_class.config_class.for_tiles, **changes}
     config = detector_class.config_class.preset(preset, **changes)
+    if config.epochs and not detector_class.config_class.preset(preset).epochs_for(1):
+        raise UsageError(
+            f"{method} is solved in one go, without passes over the images: leave epochs={config.epochs} out"
+        )
     where = choose_device(device)
     images_needed(false_reject)  # refuses a budget that is none, before anything is spent
     if latency_budget is not None:
