@@ -83,14 +83,18 @@ def study() -> str:
     rows = read("study_skip_ae.csv")
     groups = grouped(rows, "variant", "category")
     categories = list(dict.fromkeys(row["category"] for row in rows))
-    metrics = ("image_auroc", "pixel_auroc", "aupro_30")
-    body = [
-        (name, *(spread(groups[name, category], metric) for category in categories for metric in metrics))
-        for name in dict.fromkeys(row["variant"] for row in rows)
-    ]
-    short = ("image", "pixel", "AUPRO")
-    head = ("changed", *(f"{category} {metric}" for category in categories for metric in short))
-    return table(head, body) + f"\n{rows[0]['machine']}; {rows[0]['versions']}; commit {rows[0]['commit']}.\n"
+
+    def of(*metrics: str) -> str:
+        body = [
+            (name, *(" / ".join(spread(groups[name, category], each) for each in metrics) for category in categories))
+            for name in dict.fromkeys(row["variant"] for row in rows)
+        ]
+        return table(("changed", *categories), body)
+
+    return (
+        f"\nImage AUROC:\n{of('image_auroc')}\nPixel AUROC / AUPRO:\n{of('pixel_auroc', 'aupro_30')}"
+        f"\n{rows[0]['machine']}; {rows[0]['versions']}; commit {rows[0]['commit']}.\n"
+    )
 
 
 def peers(*, short: bool = False) -> str:

@@ -324,8 +324,8 @@ def finish_level_scores(
     The map is their harmonic mean, high where every one is, at the input's size. It is their reciprocals that are
     interpolated, so that a peak does not spread over half of each neighbouring cell. For the image score a map gives
     its share whatever the others say. It is the geometric mean of each one's top mean; or with `usual`, how many
-    standard deviations each one's lies above that of good images, and of these the fourth root of the mean fourth
-    power: a map on which good images hardly differ says as much as one on which they do, and the loudest is heard.
+    standard deviations each one's lies above that of good images, and of these the root of the mean square, so that a
+    map on which good images hardly differ says as much as one on which they do.
 
     Args:
         maps: (N, 1, h, w) each, not negative.
@@ -354,9 +354,8 @@ def finish_level_scores(
         return Scores(image=torch.stack(weighted).sum(0).exp(), anomaly_map=joined)
     # A soft zero below the usual: nothing makes up for what is too high elsewhere, and no two images get the same.
     above = F.softplus((logs - usual[:, :1]) / usual[:, 1:])
-    squares = above * above
-    weighted = [weight * each * each for each, weight in zip(squares, weights, strict=True)]
-    return Scores(image=torch.stack(weighted).sum(0).sqrt().sqrt(), anomaly_map=joined)
+    weighted = [weight * each * each for each, weight in zip(above, weights, strict=True)]
+    return Scores(image=torch.stack(weighted).sum(0).sqrt(), anomaly_map=joined)
 
 
 def log_top_means(maps: Levels, tops: Sequence[float], inspected: Inspected | None = None) -> Tensor:

@@ -344,7 +344,7 @@ class WholeMap(Reading):
         rest: The Gaussian.
     """
 
-    share = 0.5
+    share = 0.75
     GRID = 8
     """Cells of the grid a side at most; a quarter of the level's side where that is less."""
     EXPLAINED, MOST_AXES = 0.97, 384

@@ -40,10 +40,11 @@ The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmark
     (`residual_layers.Alignment`). Fine features have their place then, so the finest two levels are read; the others
     are not even computed. Else all are.
 16. The map is the harmonic mean of the maps: a position counts as far off where every one says so, which keeps the
-    coarse ones from smearing it. The image score is taken from the mean of each one's highest 1 %, or half for a map as
-    a whole: small defects show at the fine levels and large ones at the coarse. It is their geometric mean; where
-    wholes are read, which good images differ in more than in any small part, each is first measured by how good images
-    differ in it that it was not learned from, and what is usual counts for nothing.
+    coarse ones from smearing it. The image score is taken from the mean of each one's highest 1 %, or three quarters
+    for a map as a whole: small defects show at the fine levels and large ones at the coarse. It is their geometric
+    mean. Where wholes are read, which good images differ in more than in small parts, each is first measured by how
+    good images differ in it that it was not learned from (`SkipAE.usual`): the score is the root mean square of the
+    standard deviations above what is usual, and what is below counts for nothing.
 """
 
 from __future__ import annotations
@@ -145,7 +146,13 @@ USUAL_IMAGES, USUAL_PRIOR = 256, 4
 
 
 class SkipAE(Detector):
-    """The detector. Its levels are the backbone's blocks, or one concatenation of them (`config.grid`)."""
+    """The detector. Its levels are the backbone's blocks, or one concatenation of them (`config.grid`).
+
+    Attributes:
+        readings: How residuals are read, by `NAME_LEVEL`; none for equation 2.
+        usual: (readings, 2) buffer, mean and standard deviation of each one's `log_top_means` over good images that it
+            was not learned from; zeros where the score does not need it.
+    """
 
     config_class = Config
     config: Config
