@@ -84,9 +84,12 @@ def study() -> str:
     groups = grouped(rows, "variant", "category")
     categories = list(dict.fromkeys(row["category"] for row in rows))
 
+    def cell(measured: list[dict[str, str]] | None, metrics: tuple[str, ...]) -> str:
+        return " / ".join(spread(measured, each) for each in metrics) if measured else "–"
+
     def of(*metrics: str) -> str:
         body = [
-            (name, *(" / ".join(spread(groups[name, category], each) for each in metrics) for category in categories))
+            (name, *(cell(groups.get((name, category)), metrics) for category in categories))
             for name in dict.fromkeys(row["variant"] for row in rows)
         ]
         return table(("changed", *categories), body)
