@@ -19,11 +19,11 @@ def read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def spread(rows: list[dict[str, str]], key: str) -> str:
+def spread(rows: list[dict[str, str]], key: str, digits: int = 3) -> str:
     values = [float(row[key]) for row in rows if row[key]]
     if not values:
         return "–"
-    return f"{mean(values):.3f}" + (f" ± {stdev(values):.3f}" if len(values) > 1 else "")
+    return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
 def middle(rows: list[dict[str, str]], key: str, form: str = ".1f") -> str:

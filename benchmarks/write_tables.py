@@ -156,12 +156,15 @@ def few_images() -> str:
             augment,
             count,
             *(spread(groups[category, augment, count], metric) for metric in metrics),
+            middle(groups[category, augment, count], "promised_false_reject", ".2f"),
+            spread(groups[category, augment, count], "false_reject_rate", 2),
             middle(groups[category, augment, count], "p95_ms"),
             middle(groups[category, augment, count], "fit_s", ".0f"),
         )
         for category, augment, count in ordered
     ]
-    head = ("category", "augmented", "good images", "image AUROC", "pixel AUROC", "AUPRO", "p95, ms", "fit, s")
+    head = ("category", "augmented", "good images", "image AUROC", "pixel AUROC", "AUPRO")
+    head += ("rejects promised", "good rejected", "p95, ms", "fit, s")
     seeds = ", ".join(sorted({row["seed"] for row in rows}))
     shown = "\n".join(
         f"![{name.replace('few_images-', '').replace('-', ', augmentation ')}](figures/{name}.svg)"
