@@ -95,7 +95,7 @@ def study() -> str:
         return table(("changed", *categories), body)
 
     return (
-        f"\nImage AUROC:\n{of('image_auroc')}\nPixel AUROC / AUPRO:\n{of('pixel_auroc', 'aupro_30')}"
+        f"Image AUROC:\n\n{of('image_auroc')}\nPixel AUROC / AUPRO:\n\n{of('pixel_auroc', 'aupro_30')}"
         f"\n{rows[0]['machine']}; {rows[0]['versions']}; commit {rows[0]['commit']}.\n"
     )
 
