@@ -203,11 +203,20 @@ def test_left_out_images_look_as_new_ones_do(kind):
 
 
 @pytest.mark.parametrize("kind", READINGS)
-def test_a_single_image_is_left_out_of_nothing(kind):
-    reading, x = READINGS[kind](), kinds_of(1)
+@pytest.mark.parametrize("n", [1, 2])
+def test_few_images_are_left_out_of_what_there_is(kind, n):
+    reading, x = READINGS[kind](), kinds_of(n)
     reading.add(x, 0)
     reading.solve()
     assert torch.isfinite(reading.left_out(x, 0)).all()
+    assert torch.isfinite(reading(kinds_of(3))).all()
+
+
+def test_the_nearest_of_a_single_image_keeps_its_distances_as_they_are():
+    reading = NearestResidual(3, most=400)
+    reading.add(kinds_of(1), 0)
+    reading.solve()
+    assert reading.scale == 1
 
 
 def test_alignment_is_the_share_of_variance_between_positions():

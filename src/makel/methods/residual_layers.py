@@ -284,12 +284,12 @@ class NearestResidual(Reading):
         members = choose_coreset(rows, min(self.most, len(rows)), project=64).cpu()
         self.bank = rows[members].half()
         folds = drawn.folds[members]
-        # A single image has only itself.
-        self._others = [self.bank if (folds == fold).all() else self.bank[folds != fold] for fold in range(FOLDS)]
+        if (folds == folds[0]).all():  # a single image has only itself, and tells no distance
+            self._others = [self.bank] * FOLDS
+            return
+        self._others = [self.bank[folds != fold] for fold in range(FOLDS)]
         own = [rows[drawn.folds == fold] for fold in range(FOLDS)]
-        self.scale.fill_(
-            torch.cat([self._nearest(*each) for each in zip(own, self._others, strict=True)]).mean().clamp_min(LEAST)
-        )
+        self.scale.copy_(torch.cat([self._nearest(*each) for each in zip(own, self._others, strict=True)]).mean())
 
     def forward(self, x: Tensor) -> Tensor:
         """Squared distance to the nearest of the bank, over its mean for good ones: (N, 1, H, W) of (N, C, H, W)."""

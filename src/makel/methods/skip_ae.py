@@ -321,11 +321,13 @@ class SkipAE(Detector):
             count += len(features[0])
         for reading in readings.values():
             reading.solve()
+            if name != "whole":
+                reading.forget()
         self._settle(name, levels, readings)
         if name == "whole":
             self.usual.copy_(self._usual(good, readings, count))
-        for reading in readings.values():
-            reading.forget()
+            for reading in readings.values():
+                reading.forget()
 
     def _usual(self, good: Batches, readings: Mapping[tuple[str, int], Reading], count: int) -> Tensor:
         """(readings, 2) mean and standard deviation of `log_top_means`, of good images by what others have taught."""
