@@ -42,7 +42,7 @@ def test_serve_watches_and_is_triggered(tmp_path, model):
     try:
         while not (line := process.stderr.readline()).startswith("makel: serving on "):
             assert line
-        with httpx2.Client(base_url=line.split()[-1], timeout=20) as client:
+        with httpx2.Client(base_url=re.search(r"http://[\d.]+:\d+", line)[0], timeout=20) as client:
             drop(arriving, "a.png", picture(128))
             until(lambda: client.get("/history", params={"model": "free"}).json()["decisions"])
             drop(taken, "b.png", picture(0))
