@@ -110,7 +110,8 @@ def serve(
         app = create_app(station, access, BodyLimits(image_bytes=max_body_mb * 2**20), connections.triggers)
         with connections:
             shown = f"[{host}]" if ":" in host else host
-            print(f"makel: serving on http://{shown}:{socket.getsockname()[1]}", file=sys.stderr, flush=True)
+            # The newline in the same write: another thread's warning would else stand in the line.
+            print(f"makel: serving on http://{shown}:{socket.getsockname()[1]}\n", end="", file=sys.stderr, flush=True)
             server(app).run([socket])
 
 
