@@ -50,7 +50,7 @@ def turned(category: Path, out: Path, seed: int = 0) -> Path:
         by = turn_of(image)
         _write(out / "test" / sample.kind / f"{index:03d}.png", turn(image, by))
         if sample.mask_path:
-            mask = turn(_mask(sample.mask_path), by, mask=True)
+            mask = turn(read_mask(sample.mask_path), by, mask=True)
             _write(out / "ground_truth" / sample.kind / f"{index:03d}_mask.png", mask)
     return out
 
@@ -73,7 +73,7 @@ def crops(category: Path, out: Path, seed: int = 0) -> Path:
             _write(out / "train" / "good" / f"{sample.image_path.stem}_{copy}.png", image[part(image)])
     for index, sample in enumerate(dataset.test):
         image = read(sample.image_path)
-        mask = _mask(sample.mask_path) if sample.mask_path else None
+        mask = read_mask(sample.mask_path) if sample.mask_path else None
         if sample.label == "defect" and (mask is None or not mask.any()):
             continue
         parts = (part(image) for _ in range(200))
@@ -150,7 +150,8 @@ def _spoil(
     return image * (1 - weight) + weight * new, 255 * mask
 
 
-def _mask(path: Path) -> np.ndarray:
+def read_mask(path: Path) -> np.ndarray:
+    """(H, W) uint8, 255 on the defect."""
     mask = read(path)
     return 255 * ((mask if mask.ndim == 2 else mask.max(-1)) > 0).astype(np.uint8)
 

@@ -26,12 +26,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from made_sets import crops, texture, turned
+from made_sets import crops, read_mask, texture, turned
 from torch import Tensor
 
 from makel.datasets import Dataset, load, split
 from makel.evaluation.metrics import PixelCurves, rank_images
-from makel.images import Preparation, decode_all, read
+from makel.images import Preparation, decode_all
 from makel.methods.skip_ae import Config, SkipAE
 from makel.training.features import extract
 from makel.training.fit import build_detector
@@ -103,9 +103,8 @@ def measure(labels: list[str], scores: np.ndarray, maps: Tensor, regions: list) 
 def regions_of(dataset: Dataset) -> list:
     found = []
     for sample in dataset.test:
-        mask = read(sample.mask_path) if sample.mask_path else np.zeros((1, 1), np.uint8)
-        mask = (mask if mask.ndim == 2 else mask.max(-1)) > 0
-        small = cv2.resize(mask.astype(np.uint8), (256, 256), interpolation=cv2.INTER_NEAREST_EXACT)
+        mask = read_mask(sample.mask_path) if sample.mask_path else np.zeros((1, 1), np.uint8)
+        small = cv2.resize(mask, (256, 256), interpolation=cv2.INTER_NEAREST_EXACT)
         found.append(cv2.connectedComponents(small, connectivity=8)[1] if small.any() else None)
     return found
 

@@ -407,8 +407,8 @@ class WholeMap(Reading):
     def _left(self, rows: Tensor, explained: _Explained) -> Tensor:
         """(N, C, grid, grid) of (N, D)."""
         mean, axes, weight = explained
-        centred = rows - mean
-        left = centred - (centred @ axes.float().T * weight) @ axes.float()
+        axes, centred = axes.float(), rows - mean
+        left = centred - (centred @ axes.T * weight) @ axes
         return left.reshape(-1, self.rest.channels, self.grid, self.grid)
 
     def _explain(self, rows: Tensor) -> _Explained:
