@@ -63,6 +63,15 @@ class GeometricMean(SkipAE):
         return scores
 
 
+class Alike(SkipAE):
+    """Wholes count as much as the nearest, however much they vary within good images."""
+
+    def _weigh(self, *args) -> None:
+        alike = self.weights.clone()
+        super()._weigh(*args)
+        self.weights.copy_(alike)
+
+
 WIDE = {"widths": (64, 96, 128), "skips": (16, 32), "updates": 200}
 WHERE = {"device": torch.device("cpu"), "progress": lambda *_: None}
 VARIANTS = {
@@ -76,6 +85,7 @@ VARIANTS = {
     "nearest, coarse levels": (SkipAE, {"residual": "nearest", "read": (1, 2)}),
     "wholes and nearest": (SkipAE, {"residual": "whole"}),
     "wholes and nearest, geometric mean": (GeometricMean, {"residual": "whole"}),
+    "wholes and nearest, alike": (Alike, {"residual": "whole"}),
     "wholes and nearest, fine levels": (SkipAE, {"residual": "whole", "read": (0, 1)}),
     "wholes and nearest, bank of 2048": (SkipAE, {"residual": "whole", "bank": 2048}),
     "equation 2 as it is": (SkipAE, {"residual": "l2"}),
@@ -85,7 +95,14 @@ VARIANTS = {
     "blocks 1-3": (SkipAE, {"blocks": (1, 2, 3)}),
 }
 
-DECIDED_BY = ("default", "Gaussians", "Gaussians, coarse levels", "nearest", "wholes and nearest, geometric mean")
+DECIDED_BY = (
+    "default",
+    "Gaussians",
+    "Gaussians, coarse levels",
+    "nearest",
+    "wholes and nearest, geometric mean",
+    "wholes and nearest, alike",
+)
 """What is measured on sets that were made: the ways to read."""
 
 

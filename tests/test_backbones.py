@@ -261,15 +261,6 @@ def test_padding_within_a_convolution_is_the_one_before_it(side, kernel, stride,
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_the_first_blocks_alone_are_the_same(lite0):
-    image = torch.rand(1, 3, 64, 64)
-    first = lite0.first(2)
-    assert (first.blocks, first.channels, first.strides) == ((1, 2), (24, 40), (4, 8))
-    assert first.to_json() == {**lite0.to_json(), "blocks": [1, 2]}
-    for alone, among in zip(first(image), lite0(image)[:2], strict=True):
-        assert torch.equal(alone, among)
-
-
 def test_features_tell_photographs_apart_where_random_weights_fail(lite0, photographs):
     assert wrong_neighbours(lite0, photographs) == [0, 0, 0, 0]
     for seed in range(2):

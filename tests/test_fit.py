@@ -179,7 +179,7 @@ def trained(fitted, line, tmp_path_factory):
         detector, paths, preparation, device=cpu, folder=tmp_path_factory.mktemp("features"), progress=quiet
     )
     train(detector, found.cache, seed=0, progress=quiet)
-    assert list(detector.settled.read) == list(fitted.manifest.method.config["read"])
+    assert detector.settled.residual == fitted.manifest.method.config["residual"]
     for key, value in load_file(fitted.path / "weights.safetensors").items():
         np.testing.assert_array_equal(detector.state_dict()[key].numpy(), value)
     paths = [sample.image_path for sample in load(line).good[:3]]

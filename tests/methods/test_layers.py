@@ -12,6 +12,8 @@ from makel.methods.layers import (
     SkipAutoencoder,
     finish_level_scores,
     finish_scores,
+    log_spreads,
+    neighbourhoods,
     principal_axes,
     standardise,
     to_side,
@@ -86,6 +88,16 @@ def test_moments_and_principal_axes_are_numpys():
     assert principal_axes(torch.diag(torch.tensor([1.0, 6.0, 3.0])), 0.6).shape == (3, 2)
 
 
+def test_neighbourhoods_are_means_with_zeros_beyond_the_border():
+    fine, coarse = torch.randn(2, 3, 8, 8), torch.randn(2, 5, 4, 4)
+    joined = neighbourhoods([fine, coarse], 4)
+    assert joined.shape == (2, 8, 4, 4)
+    torch.testing.assert_close(joined[:, 3:, 2, 1], coarse[:, :, 1:4, 0:3].mean((2, 3)))
+    torch.testing.assert_close(joined[:, 3:, 0, 0], coarse[:, :, :2, :2].sum((2, 3)) / 9)
+    means = [fine[:, :, row : row + 3, column : column + 3].mean((2, 3)) for row in (1, 2) for column in (3, 4)]
+    torch.testing.assert_close(joined[:, :3, 1, 2], torch.stack(means).mean(0))
+
+
 def test_top_mean_is_the_mean_of_the_highest():
     maps = torch.rand(3, 1, 5, 8)
     expected = np.sort(maps.flatten(1).numpy(), axis=1)
@@ -109,22 +121,35 @@ def test_several_levels_are_joined_and_enlarged_by_their_reciprocals():
     torch.testing.assert_close(scores.image, (top_mean(fine, 0.25) * top_mean(coarse, 0.5)).sqrt())
     of_maximum = finish_level_scores([fine, coarse], 8, [0.0, 0.0])
     assert torch.equal(of_maximum.image, scores.anomaly_map.amax((1, 2, 3)))
-    grouped = finish_level_scores([fine, fine, coarse], 8, [0.25, 0.25, 0.5], groups=["a", "a", "b"])
-    torch.testing.assert_close(grouped.anomaly_map, scores.anomaly_map)
-    torch.testing.assert_close(grouped.image, scores.image)
+    weights = torch.tensor([[0.1, 0.4, 0.5], [0.3, 0.2, 0.5]])
+    weighed = finish_level_scores([fine, fine, coarse], 8, [0.25, 0.25, 0.5], weights=weights)
+    torch.testing.assert_close(weighed.anomaly_map, scores.anomaly_map)
+    torch.testing.assert_close(weighed.image, scores.image)
+    of_image_alone = finish_level_scores([fine, coarse], 8, [0.25, 0.5], weights=torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    torch.testing.assert_close(of_image_alone.anomaly_map, 1 / enlarged[0])
+    torch.testing.assert_close(of_image_alone.image, top_mean(coarse, 0.5))
 
 
 def test_levels_count_by_how_far_they_lie_above_the_usual():
     usual = torch.tensor([[0.0, 0.1], [1.0, 2.0], [1.0, 2.0]])
     levels = [torch.full((1, 1, 2, 2), math.exp(log)) for log in (0.5, 3.0, -39.0)]
     maps, tops = [levels[0], levels[1], levels[2].clamp_min(1e-12)], [0.25, 0.5, 0.5]
-    scores = finish_level_scores(maps, 8, tops, groups=["a", "b", "b"], usual=usual)
-    # 5 standard deviations above, 1 above, and so far below that it counts for nothing: in groups of one and of two.
+    weights = torch.tensor([[1.0, 0.0, 0.0], [1 / 2, 1 / 4, 1 / 4]])
+    scores = finish_level_scores(maps, 8, tops, weights=weights, usual=usual)
+    # 5 standard deviations above, 1 above, and so far below that it counts for nothing.
     one, two, three = (math.log1p(math.exp(z)) for z in (5, 1, (math.log(1e-6) - 1) / 2))
     assert scores.image.item() == pytest.approx(math.sqrt(one**2 / 2 + two**2 / 4 + three**2 / 4), rel=1e-4)
-    torch.testing.assert_close(
-        scores.anomaly_map, finish_level_scores(maps, 8, tops, groups=["a", "b", "b"]).anomaly_map
-    )
+    torch.testing.assert_close(scores.anomaly_map, finish_level_scores(maps, 8, tops, weights=weights).anomaly_map)
+
+
+def test_the_spread_of_a_map_is_of_its_logarithm_where_it_is_inspected():
+    maps = torch.rand(3, 1, 4, 4) + 0.1
+    spread = maps.flatten(1).log().std(1, correction=0)
+    torch.testing.assert_close(log_spreads([maps, 7 * maps]), torch.stack([spread, spread]))
+    scored = np.zeros((4, 4), bool)
+    scored[:2] = True
+    of_part = log_spreads([maps], Inspected(np.ones_like(scored), scored))
+    torch.testing.assert_close(of_part, maps[:, :, :2].flatten(1).log().std(1, correction=0)[None])
 
 
 def test_the_skip_autoencoder_of_the_paper_has_49_million_weights():

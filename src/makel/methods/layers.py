@@ -45,6 +45,15 @@ def to_side(x: Tensor, side: int) -> Tensor:
     return F.interpolate(x, (side, side), mode="bilinear", align_corners=False)
 
 
+def neighbourhoods(levels: Levels, side: int) -> Tensor:
+    """(N, channels of all, side, side): 3x3 means of each (N, C, h, w) level, brought to one side.
+
+    Beyond the border there are zeros. A normalised level is distorted there by the backbone's own padding; with the
+    zeros a border position is a third nearer to the mean, and its distances are not larger than elsewhere.
+    """
+    return torch.cat([to_side(F.avg_pool2d(level, 3, 1, 1), side) for level in levels], 1)
+
+
 class SkipAutoencoder(nn.Module):
     """U-Net autoencoder over a feature pyramid, after the generator of Skip-GANomaly (a pix2pix U-Net).
 
@@ -316,7 +325,7 @@ def finish_level_scores(
     size: int,
     tops: Sequence[float],
     inspected: Inspected | None = None,
-    groups: Sequence[str] | None = None,
+    weights: Tensor | None = None,
     usual: Tensor | None = None,
 ) -> Scores[Tensor]:
     """What `finish_scores` gives, from several maps.
@@ -333,14 +342,17 @@ def finish_level_scores(
         tops: For each map, the share of it whose mean goes into the image score; all 0 for the maximum of the full-size
             map.
         inspected: What the image score is taken from; None for everything.
-        groups: The group of each map: groups count alike, and so do the maps of a group. None for a single group.
+        weights: (2, maps), how much each one counts in the map and in the image score, each row's sum 1; None for all
+            alike.
         usual: (maps, 2), mean and standard deviation over good images of what `log_top_means` gives.
     """
     if len(maps) == 1:
         return finish_scores(maps[0], size, tops[0], inspected)
-    weights = _weights(groups or [""] * len(maps))
+    if weights is None:
+        weights = torch.full((2, len(maps)), 1 / len(maps), device=maps[0].device)
+    of_map, of_image = weights
     reciprocals: dict[int, Tensor] = {}
-    for each, weight in zip(maps, weights, strict=True):
+    for each, weight in zip(maps, of_map, strict=True):
         side = int(each.shape[-1])
         part = weight / each.clamp_min(LEAST)
         reciprocals[side] = reciprocals[side] + part if side in reciprocals else part
@@ -350,12 +362,10 @@ def finish_level_scores(
         return Scores(image=top_mean(joined, 0.0, inspected), anomaly_map=joined)
     logs = log_top_means(maps, tops, inspected)
     if usual is None:
-        weighted = [weight * each for each, weight in zip(logs, weights, strict=True)]
-        return Scores(image=torch.stack(weighted).sum(0).exp(), anomaly_map=joined)
+        return Scores(image=(of_image[:, None] * logs).sum(0).exp(), anomaly_map=joined)
     # A soft zero below the usual: nothing makes up for what is too high elsewhere, and no two images get the same.
     above = F.softplus((logs - usual[:, :1]) / usual[:, 1:])
-    weighted = [weight * each * each for each, weight in zip(above, weights, strict=True)]
-    return Scores(image=torch.stack(weighted).sum(0).sqrt(), anomaly_map=joined)
+    return Scores(image=(of_image[:, None] * above * above).sum(0).sqrt(), anomaly_map=joined)
 
 
 def log_top_means(maps: Levels, tops: Sequence[float], inspected: Inspected | None = None) -> Tensor:
@@ -364,8 +374,18 @@ def log_top_means(maps: Levels, tops: Sequence[float], inspected: Inspected | No
     return torch.stack(means).clamp_min(LEAST).log()
 
 
-def _weights(groups: Sequence[str]) -> list[float]:
-    return [1 / len(set(groups)) / list(groups).count(group) for group in groups]
+def log_spreads(maps: Levels, inspected: Inspected | None = None) -> Tensor:
+    """(maps, N) standard deviation of the logarithm of each (N, 1, h, w) map over its positions.
+
+    With `inspected`, over the positions that it scores.
+    """
+    spreads = []
+    for each in maps:
+        flat = each.flatten(1)
+        if inspected is not None:
+            flat = flat[:, inspected.positions(each.shape[-1])]
+        spreads.append(flat.clamp_min(LEAST).log().std(1, correction=0))
+    return torch.stack(spreads)
 
 
 def _enlarged(grid: Tensor, size: int) -> Tensor:

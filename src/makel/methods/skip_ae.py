@@ -24,27 +24,30 @@ The preset `paper` is this, with every choice the paper leaves open made as foll
 The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmarks has the measurements):
 
 10. The image is brought to a standard brightness and contrast, and every channel to zero mean and unit variance.
-11. Blocks 1 to 4, not resized to one grid: each block but the first, joined by the one before it averaged to its side,
-    is a level of its own (strides 8, 16, 32). Blocks of more than 128 channels are first reduced by a fixed random
+11. Blocks 1 to 3, not resized to one grid: each block but the first, joined by the one before it averaged to its side,
+    is a level of its own (strides 8 and 16). Blocks of more than 128 channels are first reduced by a fixed random
     orthonormal projection (Kim et al. 2021, https://arxiv.org/abs/2105.14737).
 12. A narrow autoencoder, and only the deeper of its skips, compressed by a 1x1 convolution: what flows past the code
     reconstructs defects too.
 13. AdamW with a one-cycle schedule, for 100 updates: trained longer it reconstructs defects better, not good parts.
 14. The residual is not summed as it is, but measured against the residuals of good images. Where the product lies the
     same in every image, by a Mahalanobis distance at its position (`residual_layers.PositionGaussian`), of which
-    equation 2 is the case of a unit covariance. Where it does not, in two ways that count alike: by the distance to the
-    most similar one anywhere (`residual_layers.NearestResidual`), and by what good images as wholes cannot explain
-    (`residual_layers.WholeMap`, of the finest two levels), since products of several kinds or lights differ everywhere
-    at once. Tiles, which are parts of an image, are read by the nearest alone.
+    equation 2 is the case of a unit covariance. Where it does not, in two ways: by the distance to the most similar one
+    anywhere (`residual_layers.NearestResidual`), of the finest level and of neighbourhoods of all levels together
+    (PatchCore's idea, Roth et al. 2022, https://arxiv.org/abs/2106.08265), and by what good images as wholes cannot
+    explain (`residual_layers.WholeMap`), since products of several kinds or lights differ everywhere at once. Tiles,
+    which are parts of an image, are read by the nearest alone.
 15. The product lies the same where most of what the finest level shows is where on the image it stands
-    (`residual_layers.Alignment`). Fine features have their place then, so the finest two levels are read; the others
-    are not even computed. Else all are.
+    (`residual_layers.Alignment`).
 16. The map is the harmonic mean of the maps: a position counts as far off where every one says so, which keeps the
     coarse ones from smearing it. The image score is taken from the mean of each one's highest 1 %, or three quarters
     for a map as a whole: small defects show at the fine levels and large ones at the coarse. It is their geometric
     mean. Where wholes are read, which good images differ in more than in small parts, each is first measured by how
     good images differ in it that it was not learned from (`SkipAE.usual`): the score is the root mean square of the
-    standard deviations above what is usual, and what is below counts for nothing.
+    standard deviations above what is usual, and what is below counts for nothing. The finest level alone is then there
+    for the sharpness of the map: it differs too much between good images to say much of one.
+17. The same good images say how much a map as a whole is worth. Axes explain what good images have shown, which is
+    little where a part lies anywhere: the map then varies within each good image, and counts the less (`STEADY`).
 """
 
 from __future__ import annotations
@@ -65,7 +68,9 @@ from makel.methods.layers import (
     Projection,
     SkipAutoencoder,
     finish_level_scores,
+    log_spreads,
     log_top_means,
+    neighbourhoods,
     standardise,
     to_side,
 )
@@ -90,14 +95,13 @@ class Config(DetectorConfig):
         skips: Channels of the skips, fine to deep: 0 for none, -1 for uncompressed.
         residual: How the residual is read (deviation 14): "gaussian" at its position, "nearest" anywhere, "whole" for
             that and images as wholes, "auto" for the first or the last (deviation 15), or "l2" for equation 2.
-        read: The levels that are read, finest is 0; empty for those that "auto" takes, or for all.
-        bank: Residuals of good images that "nearest" remembers at most, a level.
+        bank: Residuals of good images that "nearest" remembers at most, of each kind.
         top: Share of each level's map whose mean goes into the image score; 0 for the map's maximum.
         learning_rate: Peak learning rate.
         schedule: "onecycle" with AdamW, or "constant" with Adam.
     """
 
-    blocks: tuple[int, ...] = (1, 2, 3, 4)
+    blocks: tuple[int, ...] = (1, 2, 3)
     updates: int = 100
     standardise: bool = True
     normalise: bool = True
@@ -107,7 +111,6 @@ class Config(DetectorConfig):
     widths: tuple[int, ...] = (32, 48, 64)
     skips: tuple[int, ...] = (0, 16)
     residual: Literal["auto", "gaussian", "nearest", "whole", "l2"] = "auto"
-    read: tuple[int, ...] = ()
     bank: int = 512
     top: float = 0.01
     learning_rate: float = 3e-3
@@ -138,11 +141,18 @@ class Config(DetectorConfig):
 ALIGNED = 0.5
 """Share of the finest level's variance that lies between positions, from which on fine features have their place."""
 
-FINEST = 2
-"""Levels that are read where fine features have their place, and as wholes."""
-
 USUAL_IMAGES, USUAL_PRIOR = 256, 4
 """Good images that tell how much they differ, at most, and as how many more what readings have in common counts."""
+
+STEADY, STEEP = 2.0, 8
+"""A whole's map counts in full as long as within good images it varies less than this many times as much as the maps of
+the nearest; beyond, less by this power of how many times as much."""
+
+_COUNTS = {"whole": (3, 3), "nearest": (2, 2), "patch": (4, 2), "gaussian": (1, 1)}
+"""How much a reading counts in the map and in the image score, beside the others."""
+
+_Key = tuple[str, int]
+"""A reading: its name, and the level whose side its map has."""
 
 
 class SkipAE(Detector):
@@ -150,6 +160,7 @@ class SkipAE(Detector):
 
     Attributes:
         readings: How residuals are read, by `NAME_LEVEL`; none for equation 2.
+        weights: (2, readings) buffer, how much each one counts in map and image score; each row's sum is 1.
         usual: (readings, 2) buffer, mean and standard deviation of each one's `log_top_means` over good images that it
             was not learned from; zeros where the score does not need it.
     """
@@ -179,21 +190,20 @@ class SkipAE(Detector):
         self.norms = cast("Sequence[ChannelNorm]", nn.ModuleList(norms if config.normalise else []))
         self._shapes = list(zip(channels, sides, strict=True))
         self.autoencoder = self._make_autoencoder()
-        if any(not 0 <= level < len(sides) for level in config.read):
-            raise UsageError(f"read={config.read} names levels that are not there: there are 0 to {len(sides) - 1}")
         self.readings = nn.ModuleDict()
+        self.weights: Tensor
         self.usual: Tensor
+        self.register_buffer("weights", torch.zeros(2, 0))
         self.register_buffer("usual", torch.zeros(0, 2))
         self._aligned = False
         self._settled = config
         if config.residual in ("gaussian", "nearest", "whole"):
-            levels = config.read or tuple(range(len(sides)))
-            self._settle(config.residual, levels, self._make_readings(config.residual, levels))
+            self._settle(config.residual, self._make_readings(config.residual))
         self.register_load_state_dict_pre_hook(_settle_before_load)  # type: ignore[no-untyped-call]
 
     @property
     def settled(self) -> Config:
-        """The settings with the reading and the levels that `finish` chose."""
+        """The settings with the reading that `finish` chose."""
         return self._settled
 
     def extract(self, image: Tensor) -> Features:
@@ -211,9 +221,7 @@ class SkipAE(Detector):
                 norm.add(level)
         for norm in self.norms:
             norm.solve()
-        self._aligned = self.config.residual == "auto" and alignment.solve() > ALIGNED
-        if self._aligned:
-            self._keep(max(self._levels_read()) + 1)
+        self._aligned = alignment.solve() > ALIGNED
 
     def optimizers(self, steps: int) -> dict[str, tuple[torch.optim.Optimizer, Any]]:
         """One optimiser, for the autoencoder."""
@@ -238,7 +246,8 @@ class SkipAE(Detector):
 
     def trained_state(self) -> dict[str, Tensor]:
         """The autoencoder and the channels' scales, without the readings, which are many times larger."""
-        return {key: value for key, value in self.learned_state().items() if not key.startswith(("readings.", "usual"))}
+        read = ("readings.", "weights", "usual")
+        return {key: value for key, value in self.learned_state().items() if not key.startswith(read)}
 
     def residuals(self, features: Features) -> list[Tensor]:
         """FE(x) - AE(FE(x)) of every level, each (N, C, H, W)."""
@@ -252,10 +261,10 @@ class SkipAE(Detector):
             maps = [residual.square().sum(1, keepdim=True).sqrt() for residual in residuals]
             return finish_level_scores(maps, self.config.size, [self.config.top] * len(maps), self.inspected)
         readings = {_parse(key): cast("Reading", reading) for key, reading in self.readings.items()}
-        maps = [reading(residuals[level]) for (_, level), reading in readings.items()]
+        maps = [reading(self._seen(key, residuals)) for key, reading in readings.items()]
         usual = self.usual if self._settled.residual == "whole" else None
-        names = [name for name, _ in readings]
-        return finish_level_scores(maps, self.config.size, self._tops(readings.values()), self.inspected, names, usual)
+        tops = self._tops(readings.values())
+        return finish_level_scores(maps, self.config.size, tops, self.inspected, self.weights, usual)
 
     def _tops(self, readings: Iterable[Reading]) -> list[float]:
         return [self.config.top if reading.share is None else reading.share for reading in readings]
@@ -265,24 +274,11 @@ class SkipAE(Detector):
         halvings = [(sides[0] // side).bit_length() - 1 for side in sides[1:]]
         return SkipAutoencoder(channels, halvings, self.config.widths, self.config.skips)
 
-    def _keep(self, count: int) -> None:
-        """Go on with the finest levels alone, as if built for no others: what only the rest need costs time."""
-        if count == len(self._shapes):
-            return
-        device = next(self.parameters()).device
-        blocks = count + 1 if self.config.join else count
-        self.backbone = self.backbone.first(blocks).to(device)
-        self.projections = self.projections[:blocks]
-        self.norms = self.norms[:count]
-        self._shapes = self._shapes[:count]
-        self.autoencoder = self._make_autoencoder().to(device)
-
     def _levels(self, features: Features) -> list[Tensor]:
         levels = self._align(features)
         return [norm(level) for norm, level in zip(self.norms, levels, strict=True)] if self.norms else levels
 
     def _align(self, features: Features) -> list[Tensor]:
-        features = features[: len(self.projections)]  # those of `_keep`, of features that were computed before it
         if self.config.grid:
             return [torch.cat([to_side(level, self.config.grid) for level in features], 1)]
         if self.config.join and len(features) > 1:
@@ -290,75 +286,84 @@ class SkipAE(Detector):
             return [torch.cat([to_side(fine, coarse.shape[-1]), coarse], 1) for fine, coarse in pairs]
         return list(features)
 
-    def _settle(self, name: str, levels: Iterable[int], readings: Mapping[tuple[str, int], Reading]) -> None:
-        """Read these levels, in the way of this name, by these readings from now on."""
-        blocks = tuple(sorted(self.config.blocks)[: len(self.backbone.blocks)])
-        self._settled = replace(self.config, blocks=blocks, residual=cast("Any", name), read=tuple(levels))
-        self.readings = nn.ModuleDict({f"{kind}_{level}": reading for (kind, level), reading in readings.items()})
+    def _settle(self, way: str, readings: Mapping[_Key, Reading]) -> None:
+        """Read in the way of this name, by these readings from now on."""
+        self._settled = replace(self.config, residual=cast("Any", way))
+        self.readings = nn.ModuleDict({f"{name}_{level}": reading for (name, level), reading in readings.items()})
+        counts = self.usual.new_tensor([_COUNTS[name] for name, _ in readings]).T
+        if way != "gaussian" and len(self._shapes) > 1:
+            counts[1, [level == 0 for _, level in readings]] = 0
+        self.weights = counts / counts.sum(1, keepdim=True)
         self.usual = self.usual.new_zeros(len(readings), 2)
 
-    def _make_readings(self, way: str, levels: Sequence[int]) -> dict[tuple[str, int], Reading]:
-        return {(name, level): self._reading(name, level) for name, level in _plan(way, levels)}
+    def _make_readings(self, way: str) -> dict[_Key, Reading]:
+        every = range(len(self._shapes))
+        if way == "gaussian":
+            keys = [("gaussian", level) for level in every]
+        else:
+            nearest = [("nearest", 0), ("patch", every[:2][-1])]
+            keys = [*[("whole", level) for level in every if way == "whole"], *nearest]
+        return {key: self._reading(*key) for key in keys}
 
     def _reading(self, name: str, level: int) -> Reading:
         channels, side = self._shapes[level]
+        if name == "patch":
+            return NearestResidual(sum(channels for channels, _ in self._shapes), self.config.bank)
         if name == "nearest":
             return NearestResidual(channels, self.config.bank)
         return WholeMap(channels, side) if name == "whole" else PositionGaussian(channels, side)
 
+    def _seen(self, key: _Key, residuals: Sequence[Tensor]) -> Tensor:
+        """What a reading looks at."""
+        name, level = key
+        return neighbourhoods(residuals, self._shapes[level][1]) if name == "patch" else residuals[level]
+
     def _read(self, good: Batches) -> None:
-        name: str = self.config.residual
-        if name == "auto":
-            name = "gaussian" if self._aligned else "whole"
-        levels = self._levels_read()
+        way: str = self.config.residual
+        if way == "auto":
+            way = "gaussian" if self._aligned else "whole"
         device = next(self.parameters()).device
-        readings = {key: reading.to(device) for key, reading in self._make_readings(name, levels).items()}
+        readings = {key: reading.to(device) for key, reading in self._make_readings(way).items()}
         count = 0
         for features in good:
             residuals = self.residuals(features)
-            for (_, level), reading in readings.items():
-                reading.add(residuals[level], count)
+            for key, reading in readings.items():
+                reading.add(self._seen(key, residuals), count)
             count += len(features[0])
         for reading in readings.values():
             reading.solve()
-            if name != "whole":
+            if way != "whole":
                 reading.forget()
-        self._settle(name, levels, readings)
-        if name == "whole":
-            self.usual.copy_(self._usual(good, readings, count))
+        self._settle(way, readings)
+        if way == "whole":
+            self._weigh(good, readings, count)
             for reading in readings.values():
                 reading.forget()
 
-    def _usual(self, good: Batches, readings: Mapping[tuple[str, int], Reading], count: int) -> Tensor:
-        """(readings, 2) mean and standard deviation of `log_top_means`, of good images by what others have taught."""
-        tops, logs, first = self._tops(readings.values()), [], 0
+    def _weigh(self, good: Batches, readings: Mapping[_Key, Reading], count: int) -> None:
+        """What is usual in every reading and how much it counts, by good images it was not learned from."""
+        tops, logs, spreads, first = self._tops(readings.values()), [], [], 0
         every = -(-count // USUAL_IMAGES)
         for index, features in enumerate(good):
             if index % every == 0:
                 residuals = self.residuals(features)
-                maps = [reading.left_out(residuals[level], first) for (_, level), reading in readings.items()]
+                maps = [reading.left_out(self._seen(key, residuals), first) for key, reading in readings.items()]
                 logs.append(log_top_means(maps, tops, self.inspected))
+                spreads.append(log_spreads(maps, self.inspected))
             first += len(features[0])
         found = torch.cat(logs, 1)
         freedom = found.shape[1] - 1
         variance = found.var(1) if freedom else torch.ones_like(found[:, 0])
         # Few images tell a spread badly: what all readings have in common counts like some more.
         variance = (freedom * variance + USUAL_PRIOR * variance.mean()) / (freedom + USUAL_PRIOR)
-        return torch.stack([found.mean(1), variance.sqrt().clamp_min(LEAST)], 1)
-
-    def _levels_read(self) -> tuple[int, ...]:
-        levels = self.config.read or tuple(range(len(self._shapes)))
-        return levels[:FINEST] if self._aligned and not self.config.read else levels
-
-
-def _plan(name: str, levels: Sequence[int]) -> tuple[tuple[str, int], ...]:
-    """What a way to read levels consists of: names of readings, each with its level."""
-    if name != "whole":
-        return tuple((name, level) for level in levels)
-    return (*(("whole", level) for level in levels[:FINEST]), *(("nearest", level) for level in levels))
+        self.usual.copy_(torch.stack([found.mean(1), variance.sqrt().clamp_min(LEAST)], 1))
+        spread = torch.cat(spreads, 1).mean(1).clamp_min(LEAST)
+        steady = STEADY * spread[[name != "whole" for name, _ in readings]].mean()
+        trusted = self.weights * (steady / spread).clamp_max(1) ** STEEP
+        self.weights.copy_(trusted / trusted.sum(1, keepdim=True))
 
 
-def _parse(key: str) -> tuple[str, int]:
+def _parse(key: str) -> _Key:
     """Name and level of a reading's key among `readings`."""
     name, level = key.split("_")
     return name, int(level)
@@ -370,7 +375,6 @@ def _settle_before_load(detector: SkipAE, state: dict[str, Tensor], prefix: str,
     found = {_parse(key.removeprefix(start).split(".")[0]) for key in state if key.startswith(start)}
     if found:
         names = {name for name, _ in found}
-        name = "whole" if "whole" in names else names.pop()
-        levels = sorted({level for _, level in found})
-        detector._settle(name, levels, detector._make_readings(name, levels))
+        way = next(way for way in ("whole", "nearest", "gaussian") if way in names)
+        detector._settle(way, detector._make_readings(way))
         detector.readings.to(next(detector.parameters()).device)

@@ -109,20 +109,6 @@ class Backbone(nn.Module):
         """
         return tuple(self.network((image - self.mean) / self.std))[: len(self.blocks)]
 
-    def first(self, count: int) -> Backbone:
-        """The same network for its first `count` blocks alone; an exported model does not compute the others."""
-        return Backbone(
-            self.network,
-            name=self.name,
-            blocks=self.blocks[:count],
-            channels=self.channels[:count],
-            strides=self.strides[:count],
-            normalisation=(self.mean.flatten().tolist(), self.std.flatten().tolist()),
-            licence=self.licence,
-            source=self.source,
-            weights_sha256=self.weights_sha256,
-        )
-
     def train(self, mode: bool = True) -> Self:  # noqa: ARG002
         """Stay in eval mode, whatever `mode` says: the statistics of a frozen backbone never move."""
         return super().train(False)
