@@ -1,15 +1,20 @@
+#!/usr/bin/env python3
 """Sets made of others, in MVTec layout: what the default is decided on must not be two categories alone.
+
+    python benchmarks/made_sets.py OUT --turned ../shared/data/toothbrush \
+        --crops ../shared/data/toothbrush ../shared/data/magnetic_tile --textures brick.png grass.png gravel.png
 
     turned      a part that lies anywhere: every image turned by any angle and moved
     crops       half to six tenths of every image, taken anywhere, so that nothing lies alike
     textures    crops of one picture of a surface, with made-up defects of five kinds; good ones to test on come from
                 another part of the picture than those to learn from
 
-All draw from one seed.
+All draw from one seed (`--seed`). The study of skip_ae makes them for itself; written out, `peers.py` takes them too.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import cv2
@@ -159,3 +164,33 @@ def read_mask(path: Path) -> np.ndarray:
 def _write(path: Path, image: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     cv2.imwrite(str(path), image if image.ndim == 2 else image[..., ::-1])
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What sets are made of."""
+    parser.add_argument("--turned", type=Path, nargs="*", default=[], help="categories whose images are turned")
+    parser.add_argument("--crops", type=Path, nargs="*", default=[], help="categories that crops are taken of")
+    parser.add_argument("--textures", type=Path, nargs="*", default=[], help="pictures of surfaces, two at least")
+
+
+def make_all(args: argparse.Namespace, out: Path, seed: int = 0) -> list[Path]:
+    """The folders of all sets asked for."""
+    return [
+        *(turned(each, out, seed) for each in args.turned),
+        *(crops(each, out, seed) for each in args.crops),
+        *(texture(each, args.textures[index - 1], out, seed) for index, each in enumerate(args.textures)),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    add_arguments(parser)
+    parser.add_argument("--seed", type=int, default=0, help="what is drawn")
+    args = parser.parse_args()
+    for made in make_all(args, args.out, args.seed):
+        print(made)
+
+
+if __name__ == "__main__":
+    main()

@@ -26,12 +26,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
-from made_sets import crops, read_mask, texture, turned
+import torch.nn.functional as F
+from made_sets import add_arguments, make_all, read_mask
 from torch import Tensor
 
 from makel.datasets import Dataset, load, split
 from makel.evaluation.metrics import PixelCurves, rank_images
 from makel.images import Preparation, decode_all
+from makel.methods.layers import to_side
 from makel.methods.skip_ae import Config, SkipAE
 from makel.training.features import extract
 from makel.training.fit import build_detector
@@ -63,6 +65,25 @@ class GeometricMean(SkipAE):
         return scores
 
 
+class SinglePositions(SkipAE):
+    """Levels are joined as they are, not averaged over neighbourhoods."""
+
+    def _seen(self, key, residuals):
+        if key[0] != "patch":
+            return super()._seen(key, residuals)
+        return torch.cat([to_side(residual, self._shapes[key[1]][1]) for residual in residuals], 1)
+
+
+class Unpadded(SkipAE):
+    """Neighbourhoods at the border are means of what there is."""
+
+    def _seen(self, key, residuals):
+        if key[0] != "patch":
+            return super()._seen(key, residuals)
+        means = [F.avg_pool2d(residual, 3, 1, 1, count_include_pad=False) for residual in residuals]
+        return torch.cat([to_side(mean, self._shapes[key[1]][1]) for mean in means], 1)
+
+
 class Alike(SkipAE):
     """Wholes count as much as the nearest, however much they vary within good images."""
 
@@ -78,28 +99,28 @@ VARIANTS = {
     # name: (detector, changes to the preset)
     "default": (SkipAE, {}),
     "Gaussians": (SkipAE, {"residual": "gaussian"}),
-    "Gaussians, fine levels": (SkipAE, {"residual": "gaussian", "read": (0, 1)}),
-    "Gaussians, coarse levels": (SkipAE, {"residual": "gaussian", "read": (1, 2)}),
+    "Gaussians, blocks 2-4": (SkipAE, {"residual": "gaussian", "blocks": (2, 3, 4)}),
+    "Gaussians, blocks 1-4": (SkipAE, {"residual": "gaussian", "blocks": (1, 2, 3, 4)}),
     "nearest": (SkipAE, {"residual": "nearest"}),
-    "nearest, fine levels": (SkipAE, {"residual": "nearest", "read": (0, 1)}),
-    "nearest, coarse levels": (SkipAE, {"residual": "nearest", "read": (1, 2)}),
     "wholes and nearest": (SkipAE, {"residual": "whole"}),
+    "wholes and nearest, blocks 1-4": (SkipAE, {"residual": "whole", "blocks": (1, 2, 3, 4)}),
+    "wholes and nearest, no zeros at borders": (Unpadded, {"residual": "whole"}),
+    "wholes and nearest, single positions": (SinglePositions, {"residual": "whole"}),
     "wholes and nearest, geometric mean": (GeometricMean, {"residual": "whole"}),
     "wholes and nearest, alike": (Alike, {"residual": "whole"}),
-    "wholes and nearest, fine levels": (SkipAE, {"residual": "whole", "read": (0, 1)}),
     "wholes and nearest, bank of 2048": (SkipAE, {"residual": "whole", "bank": 2048}),
     "equation 2 as it is": (SkipAE, {"residual": "l2"}),
     "no autoencoder": (FeaturesAlone, {"epochs": 1}),
     "no skips": (SkipAE, {"skips": (0, 0)}),
     "wide, both skips, 200 updates": (SkipAE, WIDE),
-    "blocks 1-3": (SkipAE, {"blocks": (1, 2, 3)}),
 }
 
 DECIDED_BY = (
     "default",
     "Gaussians",
-    "Gaussians, coarse levels",
     "nearest",
+    "wholes and nearest, no zeros at borders",
+    "wholes and nearest, single positions",
     "wholes and nearest, geometric mean",
     "wholes and nearest, alike",
 )
@@ -148,7 +169,7 @@ def study(category: Path, seed: int, folder: Path, variants: Iterable[str] = VAR
             scored = [detector.scores(features) for features in test.cache]
         scores, maps = torch.cat([each.image for each in scored]), torch.cat([each.anomaly_map for each in scored])
         measured = measure(labels, scores.numpy(), maps, regions)
-        chosen = {"residual": detector.settled.residual, "read": " ".join(map(str, detector.settled.read))}
+        chosen = {"residual": detector.settled.residual}
         figures = {key: round(value, 5) for key, value in measured.items()}
         rows.append({"category": category.name, "seed": seed, "variant": name, **chosen, **figures})
         print(rows[-1], flush=True)
@@ -158,9 +179,7 @@ def study(category: Path, seed: int, folder: Path, variants: Iterable[str] = VAR
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("categories", type=Path, nargs="*")
-    parser.add_argument("--turned", type=Path, nargs="*", default=[], help="categories to turn and move first")
-    parser.add_argument("--crops", type=Path, nargs="*", default=[], help="categories to take parts of")
-    parser.add_argument("--textures", type=Path, nargs="*", default=[], help="pictures of surfaces, at least two")
+    add_arguments(parser)
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -173,11 +192,7 @@ def main() -> None:
         ).stdout.strip(),
     }
     with tempfile.TemporaryDirectory() as folder:
-        made = [
-            *(turned(each, Path(folder)) for each in args.turned),
-            *(crops(each, Path(folder)) for each in args.crops),
-            *(texture(each, args.textures[index - 1], Path(folder)) for index, each in enumerate(args.textures)),
-        ]
+        made = make_all(args, Path(folder))
         rows = [
             {**row, **facts}
             for category in (*args.categories, *made)
