@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -69,11 +70,12 @@ class BitHistogram:
         bounds = [*np.searchsorted(keys, (self._pages << _PAGE_BITS).astype(np.uint32)).tolist(), keys.size]
         places = ((keys & np.uint32(PAGES - 1)) >> np.uint32(self.shift)).astype(np.intp)
         passed = 0
+        cumulated = np.empty(1 << (_PAGE_BITS - self.shift), np.int64)
         for bins, first, last in zip(self._by_page(self._bins), bounds[:-1], bounds[1:], strict=True):
             if first == last:
                 passed += int(bins.sum(dtype=np.int64))
                 continue
-            cumulated = np.cumsum(bins, dtype=np.int64)
+            np.cumsum(bins, dtype=np.int64, out=cumulated)
             np.add(cumulated[places[first:last]], passed, out=up_to[first:last])
             np.subtract(up_to[first:last], bins[places[first:last]], out=below[first:last], casting="unsafe")
             passed += int(cumulated[-1])
@@ -94,6 +96,8 @@ class BitHistogram:
             operation.at(self._bins, out, one)
 
     def _total(self) -> int:
+        if self._bins.itemsize <= 2:  # many times as fast, and exact: sums of integers, in float64
+            return int(cv2.sumElems(self._bins)[0])
         sums = self._by_page(self._bins).sum(axis=1, dtype=np.uint32 if self._bins.itemsize < 4 else np.uint64)
         return int(sums.sum(dtype=np.uint64))
 
