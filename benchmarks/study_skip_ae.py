@@ -65,23 +65,25 @@ class GeometricMean(SkipAE):
         return scores
 
 
-class SinglePositions(SkipAE):
-    """Levels are joined as they are, not averaged over neighbourhoods."""
-
-    def _seen(self, key, residuals):
-        if key[0] != "patch":
-            return super()._seen(key, residuals)
-        return torch.cat([to_side(residual, self._shapes[key[1]][1]) for residual in residuals], 1)
-
-
 class Unpadded(SkipAE):
     """Neighbourhoods at the border are means of what there is."""
 
+    @staticmethod
+    def mean(residual: Tensor) -> Tensor:
+        return F.avg_pool2d(residual, 3, 1, 1, count_include_pad=False)
+
     def _seen(self, key, residuals):
         if key[0] != "patch":
             return super()._seen(key, residuals)
-        means = [F.avg_pool2d(residual, 3, 1, 1, count_include_pad=False) for residual in residuals]
-        return torch.cat([to_side(mean, self._shapes[key[1]][1]) for mean in means], 1)
+        return torch.cat([to_side(self.mean(residual), self._shapes[key[1]][1]) for residual in residuals], 1)
+
+
+class SinglePositions(Unpadded):
+    """Levels are joined as they are, not averaged over neighbourhoods."""
+
+    @staticmethod
+    def mean(residual: Tensor) -> Tensor:
+        return residual
 
 
 class Alike(SkipAE):

@@ -98,8 +98,7 @@ class BitHistogram:
     def _total(self) -> int:
         if self._bins.itemsize <= 2:  # many times as fast, and exact: sums of integers, in float64
             return int(cv2.sumElems(self._bins)[0])
-        sums = self._by_page(self._bins).sum(axis=1, dtype=np.uint32 if self._bins.itemsize < 4 else np.uint64)
-        return int(sums.sum(dtype=np.uint64))
+        return int(self._bins.sum(dtype=np.uint64))
 
     def _step(self, keys: NDArray[np.uint32]) -> int | None:
         """What leads from each of these keys to its bin; None where that is not the same for all."""

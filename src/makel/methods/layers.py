@@ -183,9 +183,7 @@ def top_mean(anomaly_map: Tensor, share: float, inspected: Inspected | None = No
 
     With `inspected`, of the positions that it scores.
     """
-    flat = anomaly_map.flatten(1)
-    if inspected is not None:
-        flat = flat[:, inspected.positions(anomaly_map.shape[-1])]
+    flat = _scored(anomaly_map, inspected)
     return flat.topk(max(1, int(share * flat.shape[1])), 1).values.mean(1)
 
 
@@ -379,13 +377,13 @@ def log_spreads(maps: Levels, inspected: Inspected | None = None) -> Tensor:
 
     With `inspected`, over the positions that it scores.
     """
-    spreads = []
-    for each in maps:
-        flat = each.flatten(1)
-        if inspected is not None:
-            flat = flat[:, inspected.positions(each.shape[-1])]
-        spreads.append(flat.clamp_min(LEAST).log().std(1, correction=0))
-    return torch.stack(spreads)
+    return torch.stack([_scored(each, inspected).clamp_min(LEAST).log().std(1, correction=0) for each in maps])
+
+
+def _scored(anomaly_map: Tensor, inspected: Inspected | None) -> Tensor:
+    """(N, positions) of a (N, 1, h, w) map: all, or those that the image score is taken from."""
+    flat = anomaly_map.flatten(1)
+    return flat if inspected is None else flat[:, inspected.positions(anomaly_map.shape[-1])]
 
 
 def _enlarged(grid: Tensor, size: int) -> Tensor:

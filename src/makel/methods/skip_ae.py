@@ -189,7 +189,8 @@ class SkipAE(Detector):
         norms = [ChannelNorm(c) for c in channels]
         self.norms = cast("Sequence[ChannelNorm]", nn.ModuleList(norms if config.normalise else []))
         self._shapes = list(zip(channels, sides, strict=True))
-        self.autoencoder = self._make_autoencoder()
+        halvings = [(sides[0] // side).bit_length() - 1 for side in sides[1:]]
+        self.autoencoder = SkipAutoencoder(channels, halvings, config.widths, config.skips)
         self.readings = nn.ModuleDict()
         self.weights: Tensor
         self.usual: Tensor
@@ -269,11 +270,6 @@ class SkipAE(Detector):
     def _tops(self, readings: Iterable[Reading]) -> list[float]:
         return [self.config.top if reading.share is None else reading.share for reading in readings]
 
-    def _make_autoencoder(self) -> SkipAutoencoder:
-        channels, sides = zip(*self._shapes, strict=True)
-        halvings = [(sides[0] // side).bit_length() - 1 for side in sides[1:]]
-        return SkipAutoencoder(channels, halvings, self.config.widths, self.config.skips)
-
     def _levels(self, features: Features) -> list[Tensor]:
         levels = self._align(features)
         return [norm(level) for norm, level in zip(self.norms, levels, strict=True)] if self.norms else levels
@@ -291,7 +287,7 @@ class SkipAE(Detector):
         self._settled = replace(self.config, residual=cast("Any", way))
         self.readings = nn.ModuleDict({f"{name}_{level}": reading for (name, level), reading in readings.items()})
         counts = self.usual.new_tensor([_COUNTS[name] for name, _ in readings]).T
-        if way != "gaussian" and len(self._shapes) > 1:
+        if way != "gaussian" and len(self._shapes) > 1:  # the finest level is there for the map (deviation 16)
             counts[1, [level == 0 for _, level in readings]] = 0
         self.weights = counts / counts.sum(1, keepdim=True)
         self.usual = self.usual.new_zeros(len(readings), 2)
@@ -301,7 +297,7 @@ class SkipAE(Detector):
         if way == "gaussian":
             keys = [("gaussian", level) for level in every]
         else:
-            nearest = [("nearest", 0), ("patch", every[:2][-1])]
+            nearest = [("nearest", 0), ("patch", min(1, len(every) - 1))]
             keys = [*[("whole", level) for level in every if way == "whole"], *nearest]
         return {key: self._reading(*key) for key in keys}
 
