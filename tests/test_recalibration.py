@@ -105,6 +105,23 @@ def test_joined_scores_stand_beside_those_before_and_images_count_once(tmp_path,
     assert line.endswith("00.png is among the images of the present thresholds already; so it is with 18 others")
 
 
+def test_images_whose_scores_were_replaced_are_news_again(tmp_path, good):
+    of_fit = short_hash(sha256((good / "03.png").read_bytes()).hexdigest())
+    provenance = tiny_model.draft().provenance.model_copy(update={"calibrate_hashes": (of_fit,)})
+    model = tiny_model.write(tmp_path / "model", provenance=provenance)
+    joined = makel.recalibrate(model, good, tmp_path / "joined", join=True)
+    assert (joined.n_images, joined.manifest.calibration.n) == (18, 3 + 18)
+    assert len(joined.manifest.seen_hashes) == 19
+    (tmp_path / "few").mkdir()
+    for path in sorted(good.iterdir())[5:]:
+        (tmp_path / "few" / path.name).write_bytes(path.read_bytes())
+    replaced = makel.recalibrate(model, tmp_path / "few", tmp_path / "replaced")
+    assert of_fit not in replaced.manifest.seen_hashes
+    again = makel.recalibrate(tmp_path / "replaced", good, tmp_path / "again", join=True)
+    assert (again.n_images, again.n_known, again.manifest.calibration.n) == (5, 0, 19)
+    assert len(again.manifest.seen_hashes) == 19
+
+
 def test_images_of_the_fit_are_left_out_by_name(tmp_path, good):
     content = (good / "03.png").read_bytes()
     provenance = tiny_model.draft().provenance.model_copy(

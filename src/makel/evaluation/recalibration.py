@@ -203,7 +203,7 @@ def recalibrate(
         manifest.calibration,
         _above(measured, manifest),
         _above(measured, written),
-        len(_known(manifest) & {short_hash(hash_of[path]) for path in measured.paths}),
+        len({*manifest.calibrate_hashes} & {short_hash(hash_of[path]) for path in measured.paths}),
         tuple(left_out),
         _warning(manifest),
     )
@@ -212,17 +212,11 @@ def recalibrate(
 _NONE = "there is no fresh good image: give a folder with at least one"
 
 
-def _known(manifest: Manifest) -> set[str]:
-    """The images that the present thresholds come from, as far as the model says."""
-    before = manifest.recalibration
-    return {*manifest.provenance.calibrate_hashes, *(before.hashes if before else ())}
-
-
 def _fresh(images: Sequence[Path], manifest: Manifest, *, join: bool) -> tuple[dict[str, Path], list[tuple[str, str]]]:
     """Content hash → image, without copies and without what the model knows already; and what was left out, and why."""
     provenance = manifest.provenance
     fitted = set(provenance.fit_hashes)
-    counted = _known(manifest) if join else set()
+    counted = {*manifest.calibrate_hashes} if join else set()
     found: dict[str, Path] = {}
     left_out = []
     for path in images:
@@ -258,7 +252,7 @@ def _digest(hashes: Sequence[str] | dict[str, Path]) -> str:
 def _draft(
     manifest: Manifest, measured: HeldOut, measured_hashes: Sequence[str], budget: float, join: bool, data_name: str
 ) -> Draft:
-    old, before = manifest.calibration, manifest.recalibration
+    old = manifest.calibration
 
     def renewed(
         scores: NDArray[np.float32], peaks: NDArray[np.float32], known: Calibration | None, false_reject: float
@@ -279,7 +273,7 @@ def _draft(
             for number, zone in enumerate(zones.judged, start=1)
         }
         zones = zones.calibrated(calibration, own)
-    kept = before.hashes if join and before else ()
+    kept = manifest.calibrate_hashes if join else ()
     changes = {
         "calibration": calibration,
         "zones": zones,

@@ -141,7 +141,7 @@ class Recalibration(Section):
         joined: Whether the scores that the thresholds before came from were kept beside those of the fresh images.
         created: UTC time, ISO 8601.
         makel_version: The makel that did it.
-        hashes: `short_hash` of each image beyond those of the fit that the thresholds rest on.
+        hashes: `short_hash` of each image that the thresholds come from, as far as they were noted.
     """
 
     model_id: str
@@ -283,11 +283,14 @@ class Draft(Section):
         return self.recalibration.created if self.recalibration else self.provenance.created
 
     @property
+    def calibrate_hashes(self) -> tuple[str, ...]:
+        """`short_hash` of every image that the present thresholds come from, as far as they were noted."""
+        return self.recalibration.hashes if self.recalibration else self.provenance.calibrate_hashes
+
+    @property
     def seen_hashes(self) -> frozenset[str]:
         """`short_hash` of every image that was fitted on or that the present thresholds come from."""
-        again, first = self.recalibration, self.provenance
-        of_fit = () if again and not again.joined else first.calibrate_hashes
-        return frozenset((*first.fit_hashes, *of_fit, *(again.hashes if again else ())))
+        return frozenset((*self.provenance.fit_hashes, *self.calibrate_hashes))
 
 
 class Manifest(Draft):
