@@ -95,7 +95,7 @@ class Alike(SkipAE):
         self.weights.copy_(alike)
 
 
-WIDE = {"widths": (64, 96, 128), "skips": (16, 32), "updates": 200}
+WIDE = {"widths": (64, 96, 128), "skips": (16, 32), "updates": 200, "most_epochs": 0}
 WHERE = {"device": torch.device("cpu"), "progress": lambda *_: None}
 VARIANTS = {
     # name: (detector, changes to the preset)

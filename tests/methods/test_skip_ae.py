@@ -137,7 +137,13 @@ def test_the_last_batch_is_not_dropped(shaped_backbone, as_cache, levels, seen_b
 
 @pytest.mark.parametrize(("n_batches", "expected"), [(1, 200), (7, 29), (200, 1), (500, 1)])
 def test_the_budget_is_counted_in_updates(n_batches, expected):
-    assert Config(updates=200).epochs_for(n_batches) == expected
+    assert Config(updates=200, most_epochs=0).epochs_for(n_batches) == expected
+
+
+@pytest.mark.parametrize(("n_batches", "expected"), [(1, 20), (5, 20), (6, 17), (500, 1)])
+def test_few_images_are_not_learned_by_heart(n_batches, expected):
+    assert Config.preset("fast").epochs_for(n_batches) == expected
+    assert Config.preset("fast", epochs=30).epochs_for(n_batches) == 30
 
 
 def test_the_paper_preset_counts_epochs():

@@ -29,7 +29,8 @@ The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmark
     orthonormal projection (Kim et al. 2021, https://arxiv.org/abs/2105.14737).
 12. A narrow autoencoder, and only the deeper of its skips, compressed by a 1x1 convolution: what flows past the code
     reconstructs defects too.
-13. AdamW with a one-cycle schedule, for 100 updates: trained longer it reconstructs defects better, not good parts.
+13. AdamW with a one-cycle schedule, for 100 updates, and no image more than 20 times: trained longer it reconstructs
+    defects better, not good parts, and learns few images by heart, whose residuals then say nothing about others.
 14. The residual is not summed as it is, but measured against the residuals of good images. Where the product lies the
     same in every image, by a Mahalanobis distance at its position (`residual_layers.PositionGaussian`), of which
     equation 2 is the case of a unit covariance. Where it does not, in two ways: by the distance to the most similar one
@@ -103,6 +104,7 @@ class Config(DetectorConfig):
 
     blocks: tuple[int, ...] = (1, 2, 3)
     updates: int = 100
+    most_epochs: int = 20
     standardise: bool = True
     normalise: bool = True
     project: int = 128

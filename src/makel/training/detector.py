@@ -47,6 +47,7 @@ class DetectorConfig:
         blocks: Backbone blocks to take features from, 1 is the finest.
         epochs: Passes over the images that are fitted on; 0 for as many as `updates` takes.
         updates: Steps of the optimiser, so that 40 images and 4,000 cost the same; 0 for closed-form methods.
+        most_epochs: Passes at most, however many `updates` takes; 0 for no limit.
         batch_size: Images a training step.
     """
 
@@ -55,14 +56,19 @@ class DetectorConfig:
     blocks: tuple[int, ...] = (1, 2, 3)
     epochs: int = 0
     updates: int = 0
+    most_epochs: int = 0
     batch_size: int = 8
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"fast": {}, "paper": {}}
     for_tiles: ClassVar[dict[str, Any]] = {}
 
     def epochs_for(self, n_batches: int) -> int:
-        """Passes over images that make `n_batches` batches: `epochs`, or whole ones for at least `updates` steps."""
-        return self.epochs or ceil(self.updates / n_batches)
+        """Passes over images that make `n_batches` batches.
+
+        These are `epochs`, or as many as give `updates` steps but no more than `most_epochs`.
+        """
+        wanted = ceil(self.updates / n_batches)
+        return self.epochs or min(wanted, self.most_epochs or wanted)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> Self:
