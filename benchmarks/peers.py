@@ -27,6 +27,8 @@ from time import perf_counter
 from rows import RESULTS, THREADS, Done, Rows, facts, run
 
 MODELS = ("patchcore", "padim", "stfpm", "supersimplenet", "dfm", "ganomaly")
+TRAINED, EPOCHS = ("stfpm", "supersimplenet", "ganomaly"), 20
+"""Those that make passes over the images, and as many as the peer's script makes unless told otherwise."""
 FIGURES = ("fit_s", "ms_p50", "ms_p99", "image_auroc", "pixel_auroc")
 _CALLS = 300
 _WARM_UP = 5
@@ -85,6 +87,11 @@ def row_of(category: Path, who: str, seed: int, done: Done, versions: dict[str, 
     }
 
 
+def named(model: str, epochs: int) -> str:
+    """The peer's model as rows call it."""
+    return f"anomalib {model}" + (f", {epochs} epochs" if model in TRAINED and epochs != EPOCHS else "")
+
+
 def versions_of(python: Path) -> dict[str, str]:
     """The peer's versions, as columns of its rows."""
     code = (
@@ -102,7 +109,7 @@ def main() -> None:
     parser.add_argument("categories", type=Path, nargs="+")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of ours")
     parser.add_argument("--models", default=",".join(MODELS), help="the peer's models; it has one seed, 0")
-    parser.add_argument("--epochs", type=int, default=20, help="of the peer's models that train")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the peer's models that train")
     parser.add_argument("--peer-script", type=Path)
     parser.add_argument("--peer-python", type=Path)
     parser.add_argument("--out", type=Path, default=RESULTS / "peers.csv")
@@ -117,14 +124,14 @@ def main() -> None:
     rows = Rows(args.out, ("category", "who", "seed"))
     for category in args.categories:
         ours = [("makel", int(seed)) for seed in args.seeds.split(",")]
-        peers = [(f"anomalib {model}", 0) for model in args.models.split(",") if model]
+        peers = [(named(model, args.epochs), 0) for model in args.models.split(",") if model]
         for who, seed in filter(None, chain.from_iterable(zip_longest(ours, peers))):
             if rows.has(category=category.name, who=who, seed=seed):
                 continue
             if who == "makel":
                 done = run(sys.executable, __file__, category, "--measure", str(seed))
             else:
-                model = who.removeprefix("anomalib ")
+                model = who.removeprefix("anomalib ").split(",")[0]
                 done = run(args.peer_python, args.peer_script, model, category, "--epochs", str(args.epochs))
             rows.add(row_of(category, who, seed, done, {} if who == "makel" else theirs))
 
