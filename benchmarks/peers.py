@@ -123,17 +123,16 @@ def main() -> None:
     theirs = versions_of(args.peer_python) if args.models else {}
     rows = Rows(args.out, ("category", "who", "seed"))
     for category in args.categories:
-        ours = [("makel", int(seed)) for seed in args.seeds.split(",")]
-        peers = [(named(model, args.epochs), 0) for model in args.models.split(",") if model]
-        for who, seed in filter(None, chain.from_iterable(zip_longest(ours, peers))):
+        ours = [("makel", int(seed), "") for seed in args.seeds.split(",")]
+        peers = [(named(model, args.epochs), 0, model) for model in args.models.split(",") if model]
+        for who, seed, model in filter(None, chain.from_iterable(zip_longest(ours, peers))):
             if rows.has(category=category.name, who=who, seed=seed):
                 continue
-            if who == "makel":
-                done = run(sys.executable, __file__, category, "--measure", str(seed))
-            else:
-                model = who.removeprefix("anomalib ").split(",")[0]
+            if model:
                 done = run(args.peer_python, args.peer_script, model, category, "--epochs", str(args.epochs))
-            rows.add(row_of(category, who, seed, done, {} if who == "makel" else theirs))
+            else:
+                done = run(sys.executable, __file__, category, "--measure", str(seed))
+            rows.add(row_of(category, who, seed, done, theirs if model else {}))
 
 
 if __name__ == "__main__":
