@@ -153,7 +153,7 @@ def study(category: Path, seed: int, folder: Path, variants: Iterable[str] = VAR
     dataset = load(category)
     regions, labels = regions_of(dataset), [sample.label for sample in dataset.test]
     parts = split(dataset, seed=seed)
-    preparation = Preparation.of(decode_all(sample.image_path for sample in parts.fit))
+    preparation = Preparation.of(decode_all(sample.image_path for sample in parts.fit), shape=(256, 256))
     rows = []
     extracted: dict[tuple[int, ...], list] = {}
     for name in variants:

@@ -14,9 +14,10 @@ import pytest
 
 import makel.cli.extras
 import tiny_model
+from makel.cli.fit import parse_size
 from makel.cli.progress import Bars, count
 from makel.cli.share import share
-from makel.errors import DatasetError
+from makel.errors import DatasetError, UsageError
 from makel.model.folder import open_folder
 
 MAKEL = [sys.executable, "-m", "makel"]
@@ -74,12 +75,20 @@ class TestUsage:
                 ["fit", "data", "--out", "m", "--blocks", "2;3"],
                 "--blocks '2;3' cannot be read: give block numbers with commas, such as 2,3",
             ),
+            (
+                ["fit", "data", "--out", "m", "--size", "640x"],
+                "--size '640x' cannot be read: give a number of pixels such as 384, or width x height such as 640x256",
+            ),
+            (
+                ["fit", "data", "--out", "m", "--size", "640x16"],
+                "--size 640x16 is too small to show anything: give at least 32 pixels a side",
+            ),
         ],
     )
     def test_wrong_arguments_are_one_line_and_exit_code_2(self, makel_says, arguments, said):
         assert makel_says(*arguments) == (2, "", f"makel: {said}\n")
 
-    @pytest.mark.parametrize("arguments", [["--size", "3"], ["--epochs", "x"], ["--calibrate", "guess"]])
+    @pytest.mark.parametrize("arguments", [["--tile", "3"], ["--epochs", "x"], ["--calibrate", "guess"]])
     def test_values_that_an_option_does_not_take(self, makel_says, arguments):
         code, out, err = makel_says("fit", "data", "--out", "m", *arguments)
         assert (code, out) == (2, "")
@@ -273,7 +282,7 @@ class TestModel:
             f"model      {manifest.model_id}\n"
             "method     skip_ae, preset fast\n"
             "backbone   tf_efficientnet_lite0, blocks 1,2 (Apache-2.0, SHA-256 0000000000000000...)\n"
-            "images     rgb, seen at 16 x 16 px\n"
+            "images     rgb, seen at 16 x 16 px (width x height)\n"
             "fitted on  tiny: 12 good images, 3 to calibrate\n"
             f"fitted at  2025-01-01T00:00:00+00:00 in 2 s, makel {makel.__version__}\n"
             "threshold  0.3 for images, 0.3 for pixels\n"
@@ -425,6 +434,17 @@ class TestFit:
 
 class TestWhatWasTyped:
     """What people type that is nearly right."""
+
+    @pytest.mark.parametrize(
+        ("typed", "expected"), [(None, None), ("384", 384), ("640x256", (256, 640)), ("640X256", (256, 640))]
+    )
+    def test_a_size_is_a_number_or_width_and_height(self, typed, expected):
+        assert parse_size(typed) == expected
+
+    @pytest.mark.parametrize("typed", ["", "x", "1x2x3", "-64", "64.5", "640 256", "\u0663\u0662", "9" * 5000])
+    def test_what_is_no_size_is_refused_in_one_line(self, typed):
+        with pytest.raises(UsageError, match="cannot be read: give a number of pixels such as 384, or width x height"):
+            parse_size(typed)
 
     def test_a_folder_of_folders_says_what_to_give(self, model, parts, makel_says):
         code, out, err = makel_says("inspect", model, parts.parent)

@@ -75,7 +75,7 @@ def test_the_model_folder_holds_what_was_promised(fitted):
     assert manifest.provenance.n_fit == 10
     assert manifest.provenance.n_calibrate == 2
     assert len(manifest.provenance.holdout) == 2
-    assert manifest.method.config["size"] == 64
+    assert manifest.method.config["size"] == [64, 64]
     assert manifest.backbone is not None
     assert manifest.backbone.licence == "apache-2.0"
     assert manifest.calibration.promised_false_reject == pytest.approx(1 / 3)
@@ -143,7 +143,9 @@ def test_unreadable_good_images_are_named_and_left_out(tmp_path):
     [
         ({"method": "nope"}, "method 'nope'"),
         ({"preset": "slow"}, "preset 'slow'"),
-        ({"size": 100}, "size 100"),
+        ({"size": 0}, "size 0 is no size of an image"),
+        ({"size": (64, 64, 3)}, "is no size of an image"),
+        ({"size": (32, 64)}, "size 64 x 32 px .* cannot be halved 3 times"),
         ({"device": "tpu"}, "device 'tpu'"),
         ({"blocks": (9,)}, "blocks 9"),
         ({"false_reject": 1.5}, "1.5"),
@@ -232,7 +234,7 @@ class TestLoop:
         config = detector_class.config_class.preset("fast", size=64, epochs=4)
         detector = build_detector(detector_class, config, 0)
         paths = [sample.image_path for sample in load(line).good]
-        preparation = makel.images.Preparation.of(makel.images.decode_all(paths), size=64)
+        preparation = makel.images.Preparation.of(makel.images.decode_all(paths), shape=(64, 64))
         return detector, paths, preparation
 
     def extract(self, detector, paths, preparation, folder, **more) -> FeatureCache:

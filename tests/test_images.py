@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from makel.errors import ImageError
-from makel.images import SUFFIXES, Preparation, decode, decode_all, find, prepare, read, read_header
+from makel.images import SUFFIXES, Preparation, decode, decode_all, find, in_px, prepare, read, read_header
 
 HEIGHT, WIDTH = 29, 37  # primes, so that swapped axes cannot cancel
 RNG = np.random.default_rng(0)
@@ -23,7 +23,7 @@ ALPHA = np.where(np.indices((HEIGHT, WIDTH)).sum(axis=0) % 3, 255, 0).astype(np.
 GREY16, RGB16 = GREY.astype(np.uint16) * 201, RGB.astype(np.uint16) * 201
 GREY_RAMP = [level for level in range(256) for _ in range(3)]
 
-rgb256 = Preparation(256, "rgb")
+rgb256 = Preparation(256, 256, "rgb")
 
 
 def save(path, pixels, mode=None, **options):
@@ -261,7 +261,7 @@ def test_any_size_becomes_the_square_the_model_takes(shape, dtype):
     image = np.full((*shape, 3), full, dtype)
     image[..., 1] = 0
     before = image.copy()
-    prepared = prepare(image, Preparation(256, "rgb", 65535 if dtype == np.uint16 else None))
+    prepared = prepare(image, Preparation(256, 256, "rgb", 65535 if dtype == np.uint16 else None))
     assert prepared.shape == (3, 256, 256)
     assert prepared.dtype == np.float32
     assert prepared.flags.c_contiguous
@@ -273,17 +273,32 @@ def test_any_size_becomes_the_square_the_model_takes(shape, dtype):
 
 def test_shrinking_averages_areas():
     image = np.array([[0, 100, 8, 8], [200, 100, 8, 8]], np.uint8)
-    prepared = prepare(image, Preparation(1, "grey"))
+    prepared = prepare(image, Preparation(1, 1, "grey"))
     np.testing.assert_allclose(prepared, np.float32(54 / 255))
     checkers = (np.indices((512, 512)).sum(axis=0) % 2 * 255).astype(np.uint8)
-    np.testing.assert_allclose(prepare(checkers, Preparation(128, "grey")), 0.5, atol=0.01)
+    np.testing.assert_allclose(prepare(checkers, Preparation(128, 128, "grey")), 0.5, atol=0.01)
+
+
+def test_height_and_width_of_the_input_are_not_swapped():
+    image = np.arange(48, dtype=np.uint8).reshape(4, 12)
+    prepared = prepare(image, Preparation(2, 3, "grey"))
+    expected = image.reshape(2, 2, 3, 4).mean((1, 3))
+    assert prepared.shape == (3, 2, 3)
+    np.testing.assert_allclose(prepared[1] * 255, expected, atol=0.51)
+    grown = prepare(image, Preparation(8, 3, "grey"))[0] * 255
+    assert grown.shape == (8, 3)
+    np.testing.assert_allclose(grown[[0, 7]], image.reshape(4, 3, 4).mean(2)[[0, 3]], atol=0.51)
+    half = prepare(np.repeat(np.repeat(image, 8, 0), 8, 1), Preparation(2, 3, "grey"))  # by halving
+    np.testing.assert_allclose(half, prepared, atol=2 / 255)
+    assert Preparation(2, 3, "grey").shape == (2, 3)
+    assert in_px((2, 3)) == "3 x 2 px"
 
 
 def test_each_axis_is_resized_in_the_way_that_suits_it():
     # Fine stripes along the axis that shrinks, a ramp along the axis that grows.
     stripes = (np.arange(512) % 2 * 200).astype(np.uint8)
     image = np.stack([stripes // 2, stripes])  # 2 x 512
-    prepared = prepare(image, Preparation(64, "grey"))[0] * 255
+    prepared = prepare(image, Preparation(64, 64, "grey"))[0] * 255
     np.testing.assert_allclose(prepared[0], 50, atol=1)
     np.testing.assert_allclose(prepared[-1], 100, atol=1)
     assert (np.diff(prepared[:, 0]) >= 0).all()
@@ -292,22 +307,22 @@ def test_each_axis_is_resized_in_the_way_that_suits_it():
 
 def test_an_image_of_the_right_size_is_only_scaled():
     image = RNG.integers(0, 256, (64, 64, 3), np.uint8)
-    prepared = prepare(image, Preparation(64, "rgb"))
+    prepared = prepare(image, Preparation(64, 64, "rgb"))
     np.testing.assert_array_equal(prepared, image.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
 
 
 def test_grey_fills_three_channels_in_every_shape():
-    flat = prepare(GREY, Preparation(16, "grey"))
+    flat = prepare(GREY, Preparation(16, 16, "grey"))
     assert (flat[0] == flat[1]).all()
     assert (flat[0] == flat[2]).all()
-    np.testing.assert_array_equal(prepare(GREY[..., None], Preparation(16, "grey")), flat)
-    np.testing.assert_array_equal(prepare(np.dstack([GREY] * 3), Preparation(16, "grey")), flat)
-    np.testing.assert_array_equal(prepare(GREY, Preparation(16, "any")), flat)
+    np.testing.assert_array_equal(prepare(GREY[..., None], Preparation(16, 16, "grey")), flat)
+    np.testing.assert_array_equal(prepare(np.dstack([GREY] * 3), Preparation(16, 16, "grey")), flat)
+    np.testing.assert_array_equal(prepare(GREY, Preparation(16, 16, "any")), flat)
 
 
 def test_the_white_level_becomes_one():
     image = np.array([[0, 2048], [4095, 5000]], np.uint16)
-    prepared = prepare(image, Preparation(2, "grey", 4095))
+    prepared = prepare(image, Preparation(2, 2, "grey", 4095))
     np.testing.assert_allclose(prepared[0], [[0, 2048 / 4095], [1, 1]])
 
 
@@ -316,9 +331,9 @@ def test_the_white_level_becomes_one():
     [
         (GREY, rgb256, r"x\.png is 37x29 grey; this model was fitted on RGB\. Convert it, or fit again on grey images"),
         (GREY[..., None], rgb256, r"is 37x29 grey"),
-        (RGB, Preparation(256, "grey"), r"x\.png is 37x29 RGB; this model was fitted on grey"),
-        (GREY16, Preparation(256, "grey"), r"x\.png is 16-bit; this model was fitted on 8-bit"),
-        (GREY, Preparation(256, "grey", 4095), r"x\.png is 8-bit; this model was fitted on 16-bit"),
+        (RGB, Preparation(256, 256, "grey"), r"x\.png is 37x29 RGB; this model was fitted on grey"),
+        (GREY16, Preparation(256, 256, "grey"), r"x\.png is 16-bit; this model was fitted on 8-bit"),
+        (GREY, Preparation(256, 256, "grey", 4095), r"x\.png is 8-bit; this model was fitted on 16-bit"),
         (np.dstack([RGB, ALPHA]), rgb256, r"x\.png has shape \(29, 37, 4\)"),
         (np.zeros((0, 5, 3), np.uint8), rgb256, r"shape \(0, 5, 3\)"),
         (np.zeros(5, np.uint8), rgb256, r"shape \(5,\)"),
@@ -339,16 +354,16 @@ def test_colour_is_learnt_from_the_good_images(tmp_path):
     grey_in_jpeg = read(save(tmp_path / "g.jpg", np.dstack([GREY] * 3), quality=60))
 
     def learn(*images):
-        return Preparation.of([(f"{index}.png", image) for index, image in enumerate(images)], size=32)
+        return Preparation.of([(f"{index}.png", image) for index, image in enumerate(images)], shape=(32, 32))
 
     assert grey_in_jpeg.ndim == 3
-    assert learn(GREY, GREY) == Preparation(32, "grey")
-    assert learn(GREY, grey_in_jpeg) == Preparation(32, "grey")
-    assert learn(grey_in_jpeg) == Preparation(32, "grey")
-    assert learn(RGB, RGB) == Preparation(32, "rgb")
-    assert learn(grey_in_jpeg, RGB) == Preparation(32, "rgb")
-    assert learn(GREY, RGB) == Preparation(32, "any")
-    assert learn(ImageError("0.png is empty"), RGB) == Preparation(32, "rgb")
+    assert learn(GREY, GREY) == Preparation(32, 32, "grey")
+    assert learn(GREY, grey_in_jpeg) == Preparation(32, 32, "grey")
+    assert learn(grey_in_jpeg) == Preparation(32, 32, "grey")
+    assert learn(RGB, RGB) == Preparation(32, 32, "rgb")
+    assert learn(grey_in_jpeg, RGB) == Preparation(32, 32, "rgb")
+    assert learn(GREY, RGB) == Preparation(32, 32, "any")
+    assert learn(ImageError("0.png is empty"), RGB) == Preparation(32, 32, "rgb")
 
 
 @pytest.mark.parametrize(
@@ -356,16 +371,16 @@ def test_colour_is_learnt_from_the_good_images(tmp_path):
 )
 def test_the_white_level_is_learnt_from_the_good_images(brightest, white):
     images = [("a.png", np.full((8, 8), 5, np.uint16)), ("b.png", np.full((8, 8), brightest, np.uint16))]
-    assert Preparation.of(images, size=8).white_level == white
+    assert Preparation.of(images, shape=(8, 8)).white_level == white
 
 
 def test_good_images_that_cannot_be_compared_are_refused():
     with pytest.raises(
         ImageError, match=r"b\.png is uint16 and a\.png is uint8: one model needs images of one bit depth"
     ):
-        Preparation.of([("a.png", GREY), ("b.png", GREY16)])
+        Preparation.of([("a.png", GREY), ("b.png", GREY16)], shape=(32, 32))
     with pytest.raises(ImageError, match="no good image could be decoded"):
-        Preparation.of([("a.png", ImageError("a.png is empty"))])
+        Preparation.of([("a.png", ImageError("a.png is empty"))], shape=(32, 32))
 
 
 # Decoding ahead
@@ -390,9 +405,9 @@ def test_decoding_ahead_keeps_the_order_and_goes_on_after_an_error(files, worker
 
 
 def test_decoding_ahead_can_prepare_and_names_what_it_cannot(files):
-    results = list(decode_all(files[:3], preparation=Preparation(4, "grey")))
+    results = list(decode_all(files[:3], preparation=Preparation(4, 4, "grey")))
     assert [image.shape for _, image in results] == [(3, 4, 4)] * 3
-    ((_, error),) = decode_all(files[:1], preparation=Preparation(4, "rgb"))
+    ((_, error),) = decode_all(files[:1], preparation=Preparation(4, 4, "rgb"))
     assert "00.png is 8x8 grey" in str(error)
 
 

@@ -69,6 +69,17 @@ def test_a_defect_is_rejected_where_it_is_in_the_pixels_of_the_image(inspector: 
     assert region.area_px == (verdict.anomaly_map > 0.3).sum()
 
 
+@pytest.mark.parametrize("size", [(8, 40), (48, 10)])
+def test_a_defect_is_where_it_is_for_an_input_that_is_no_square(tmp_path: Path, size: tuple[int, int]) -> None:
+    inspector = Inspector.load(tiny_model.write(tmp_path / "model", size=size), threads=1)
+    verdict = inspector.inspect(part(spot=255))
+    (region,) = verdict.regions
+    assert verdict.anomaly_map.shape == (48, 80)
+    assert np.abs(np.subtract(region.box_px, (20, 12, 40, 24))).max() <= 3
+    with pytest.raises(UsageError, match=rf"of shape \(N, 3, {size[0]}, {size[1]}\)"):
+        inspector.scores(np.zeros((1, 3, *size[::-1]), np.float32))
+
+
 def test_what_was_prepared_ahead_is_judged_as_inspect_judges(inspector: Inspector) -> None:
     images = [part(), part(31, 57, spot=255), part(spot=10)]
     judged = inspector.judge([inspector.prepare(image) for image in images])

@@ -14,6 +14,7 @@ from makel.model.folder import open_folder
 from makel.training.fit import fit
 from makel.training.latency import BACKBONES, HEADROOM, SIZES, Timing, backbones_for, search, sizes_for
 
+SQUARES = tuple((size, size) for size in SIZES)
 FIXED = {"method": "ganomaly", "size": 32, "epochs": 1, "false_reject": 0.5}  # exports in the least time
 
 
@@ -36,7 +37,7 @@ class Machine:
         self.asked = []
 
     def p99_ms(self, size, backbone):
-        return self.ms_at_256 * (size / 256) ** 2 * (1, 1.5, 2)[BACKBONES.index(backbone)]
+        return self.ms_at_256 * (size[0] * size[1] / 256**2) * (1, 1.5, 2)[BACKBONES.index(backbone)]
 
     def measure(self, size, backbone):
         self.asked.append((size, backbone))
@@ -46,8 +47,8 @@ class Machine:
 @pytest.mark.parametrize("ms_at_256", [1.0, 9.0, 12.0, 16.0, 25.0, 35.0, 60.0])
 def test_the_choice_is_the_largest_size_and_there_the_largest_backbone_that_keep_the_budget(ms_at_256):
     machine = Machine(ms_at_256)
-    choice = search(SIZES, BACKBONES, 20, machine.measure)
-    kept = [(size, name) for size in SIZES for name in BACKBONES if machine.p99_ms(size, name) <= 20 * HEADROOM]
+    choice = search(SQUARES, BACKBONES, 20, machine.measure)
+    kept = [(size, name) for size in SQUARES for name in BACKBONES if machine.p99_ms(size, name) <= 20 * HEADROOM]
     assert (choice.size, choice.backbone) == max(kept)
     assert len(machine.asked) <= len(SIZES).bit_length() + len(BACKBONES) - 1
     assert [(each.size, each.backbone) for each in choice.tried] == machine.asked
@@ -55,12 +56,12 @@ def test_the_choice_is_the_largest_size_and_there_the_largest_backbone_that_keep
 
 def test_where_nothing_keeps_the_budget_the_fastest_is_named():
     message = (
-        r"a latency budget of 5 ms cannot be kept on this machine: the fastest there is, efficientnet_lite0 at 128 px, "
-        r"takes 15\.0 ms at the 99th percentile .* Give 17 ms or more"
+        r"a latency budget of 5 ms cannot be kept on this machine: the fastest there is, efficientnet_lite0 at "
+        r"128 x 128 px, takes 15\.0 ms at the 99th percentile .* Give 17 ms or more"
     )
     with pytest.raises(UsageError, match=message):
-        search(SIZES, BACKBONES, 5, Machine(60.0).measure)
-    assert search(SIZES, BACKBONES, 17, Machine(60.0).measure).size == 128  # what the message says is true
+        search(SQUARES, BACKBONES, 5, Machine(60.0).measure)
+    assert search(SQUARES, BACKBONES, 17, Machine(60.0).measure).size == (128, 128)  # what the message says is true
 
 
 @pytest.mark.parametrize(
@@ -97,7 +98,11 @@ def test_the_manifest_holds_what_was_promised_and_what_the_finished_model_takes(
     assert 0 < latency.p50_ms <= latency.p99_ms < 5000
     assert latency.decode_p99_ms > 0
     assert latency.image_px == (96, 80)
-    assert [(each.size, each.backbone) for each in latency.tried] == [(manifest.preprocessing.size, "")] == [(32, "")]
+    assert (
+        [(each.size, each.backbone) for each in latency.tried]
+        == [(manifest.preprocessing.shape, "")]
+        == [((32, 32), "")]
+    )
     assert manifest.fit.seconds["latency"] > 0
     assert makel.Inspector.load(promised.path).inspect(np.zeros((80, 96, 3), np.uint8)).score >= 0
 
@@ -120,7 +125,7 @@ def test_a_budget_that_cannot_be_kept_ends_before_the_fit_and_writes_nothing(lin
     out = tmp_path / "out" / "model"
     code, _, said = makel_says("fit", line, "--out", out, "--latency-budget", "0.01", *options)
     assert code == 2
-    assert "the fastest there is, 32 px, takes " in said
+    assert "the fastest there is, 32 x 32 px, takes " in said
     assert list(out.parent.iterdir()) == []
 
 
@@ -132,7 +137,7 @@ def test_a_budget_must_be_a_time(line, tmp_path, budget):
 
 def test_a_size_the_method_cannot_take_is_still_refused_as_such(line, tmp_path):
     with pytest.raises(UsageError, match="cannot be halved"):
-        fit(line, tmp_path / "model", size=72, latency_budget=100)
+        fit(line, tmp_path / "model", size=(24, 64), latency_budget=100)
 
 
 def test_images_that_cannot_be_read_are_said(tmp_path):

@@ -440,7 +440,7 @@ def test_the_real_set_with_blank_masks(real_data, tmp_path):
     root = real_data / "magnetic_tile"
     chosen = [sample for sample in load(root).test if sample.kind == "uneven"]
     good = [sample for sample in load(root).test if sample.label == "good"][:20]
-    inspector = Inspector.load(tiny_model.write(tmp_path / "m", size=256, preprocessing=Preparation(256, "grey")))
+    inspector = Inspector.load(tiny_model.write(tmp_path / "m", size=256, preprocessing=Preparation(256, 256, "grey")))
     evaluation = evaluate(inspector, [*good, *chosen])
     assert (len(evaluation.blank_masks), evaluation.n_unmarked, evaluation.failures) == (4, 4, ())
     assert evaluation.misses.of == len(chosen)

@@ -17,7 +17,7 @@ from makel.training.features import Extraction, extract, extract_shared
 from makel.training.fit import build_detector, choose_device, fit
 
 CPU = choose_device("cpu")
-PREPARATION = Preparation(64, "rgb")
+PREPARATION = Preparation(64, 64, "rgb")
 
 
 @pytest.fixture(scope="module")

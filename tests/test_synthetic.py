@@ -33,7 +33,7 @@ def test_it_is_written_in_the_mvtec_layout_with_a_mask_for_each_defect(written):
             assert mask.shape == read(sample.image_path).shape[:2] == (SIZE, SIZE)
             assert set(np.unique(mask)) == {0, 255}
     assert len(split(written).calibrate) == 1
-    assert Preparation.of(decode_all(sample.image_path for sample in written.good)).colour == "rgb"
+    assert Preparation.of(decode_all(sample.image_path for sample in written.good), shape=(64, 64)).colour == "rgb"
 
 
 def test_the_same_seed_writes_the_same_bytes_and_another_does_not(written, tmp_path):

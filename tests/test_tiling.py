@@ -447,8 +447,8 @@ def test_cross_calibration_scores_whole_images_by_models_that_saw_no_tile_of_the
     paths = [sample.image_path for sample in samples]
     tiling = Tiling(128, 32)
     plan = TilePlan.of(paths, tiling, seed=0)
-    preparation = Preparation.of(plan.pixels(), size=64)
-    config, layout = Config(size=64), place_on_input(Zones(), 64)
+    preparation = Preparation.of(plan.pixels(), shape=(64, 64))
+    config, layout = Config(size=64), place_on_input(Zones(), (64, 64))
     detector = fit.build_detector(PCA, config, 0)
     extraction = extract(
         detector,

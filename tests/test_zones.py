@@ -172,10 +172,20 @@ class TestLayout:
         assert layout.ignored.tolist() == [[True, False, False, False, False, False, True, True]]
 
     def test_a_model_pixel_that_touches_what_is_ignored_is_ignored(self):
-        layout = place_on_input(on((64, 64), zone(polygon=((0, 0), (9, 0), (9, 16), (0, 16)))), 16)
+        layout = place_on_input(on((64, 64), zone(polygon=((0, 0), (9, 0), (9, 16), (0, 16)))), (16, 16))
         expected = np.ones((16, 16), bool)
         expected[:4, :3] = False  # 9 pixels are two and a quarter of the model's
         np.testing.assert_array_equal(layout.seen, expected)
+
+    def test_zones_lie_at_their_place_on_an_input_of_another_aspect(self):
+        left = ((0, 0), (9, 0), (9, 16), (0, 16))
+        right = ((80, 32), (100, 32), (100, 40), (80, 40))
+        layout = place_on_input(on((100, 40), zone(polygon=left), judged("right", right)), (10, 50))
+        seen, labels = np.ones((10, 50), bool), np.zeros((10, 50), np.uint8)
+        seen[:4, :5] = False  # a pixel of the model is 2 wide and 4 high
+        labels[8:, 40:] = 2
+        np.testing.assert_array_equal(layout.seen, seen)
+        np.testing.assert_array_equal(layout.labels, labels)
 
     @pytest.mark.parametrize(
         ("zones", "said"),
@@ -188,7 +198,7 @@ class TestLayout:
     )
     def test_nothing_left_is_refused(self, zones, said):
         with pytest.raises(UsageError, match=said):
-            place_on_input(on((64, 64), *zones), 16)
+            place_on_input(on((64, 64), *zones), (16, 16))
 
 
 class TestRules:

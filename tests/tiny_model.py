@@ -16,8 +16,18 @@ from makel.types import Scores
 SIZE = 16
 
 
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width, of which one number stands for both."""
+    return (size, size) if isinstance(size, int) else size
+
+
 def onnx_bytes(
-    *, batch: int | str = "N", gain: float = 1.0, score_name: str = "score", ballast: int = 0, size: int = SIZE
+    *,
+    batch: int | str = "N",
+    gain: float = 1.0,
+    score_name: str = "score",
+    ballast: int = 0,
+    size: int | tuple[int, int] = SIZE,
 ) -> bytes:
     """gain * |mean over channels - 0.5| as map, its maximum as score.
 
@@ -26,7 +36,7 @@ def onnx_bytes(
         gain: Factor on the map.
         score_name: Name of the second output.
         ballast: Bytes of weights that are added and change nothing.
-        size: Side of the input.
+        size: Height and width of the input, or the side of a square.
     """
     half = numpy_helper.from_array(np.float32([0.5]), "half")
     factor = numpy_helper.from_array(np.float32([gain]), "gain")
@@ -46,9 +56,9 @@ def onnx_bytes(
     graph = helper.make_graph(
         nodes,
         "tiny",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, size, size])],
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [batch, 3, *sides(size)])],
         [
-            helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, [batch, 1, size, size]),
+            helper.make_tensor_value_info("anomaly_map", TensorProto.FLOAT, [batch, 1, *sides(size)]),
             helper.make_tensor_value_info(score_name, TensorProto.FLOAT, [batch]),
         ],
         [half, factor, weights],
@@ -65,12 +75,17 @@ def expected(images: np.ndarray) -> Scores:
 
 
 def draft(
-    *, colour: str = "rgb", image_scores=(0.1, 0.2, 0.3), false_reject: float = 0.25, size: int = SIZE, **changes
+    *,
+    colour: str = "rgb",
+    image_scores=(0.1, 0.2, 0.3),
+    false_reject: float = 0.25,
+    size: int | tuple[int, int] = SIZE,
+    **changes,
 ):
     """The manifest's draft: an image is rejected above the highest of `image_scores`."""
     sections = {
         "method": manifest.Method(name="skip_ae", preset="fast", config={"size": size, "blocks": (1, 2)}),
-        "preprocessing": Preparation(size=size, colour=colour, white_level=None),
+        "preprocessing": Preparation(*sides(size), colour=colour, white_level=None),
         "backbone": manifest.Backbone(
             name="tf_efficientnet_lite0", licence="Apache-2.0", weights_sha256="0" * 64, source="package", blocks=(1, 2)
         ),
@@ -94,9 +109,9 @@ def draft(
     return manifest.Draft(**{**sections, **changes})
 
 
-def fill(stage: Path, *, model: bytes | None = None, size: int = SIZE) -> None:
+def fill(stage: Path, *, model: bytes | None = None, size: int | tuple[int, int] = SIZE) -> None:
     """Every file a fit leaves in a staging folder."""
-    images = np.random.default_rng(0).integers(0, 256, (2, 3, size, size), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, *sides(size)), dtype=np.uint8)
     (stage / manifest.ONNX_NAME).write_bytes(onnx_bytes(size=size) if model is None else model)
     (stage / "report.html").write_text("<p>report</p>", encoding="utf-8")
     (stage / "log.jsonl").write_text('{"loss": 1}\n', encoding="utf-8")
@@ -104,7 +119,7 @@ def fill(stage: Path, *, model: bytes | None = None, size: int = SIZE) -> None:
     golden.write(stage, images, expected(golden.restore(images)))
 
 
-def write(target: Path, *, model: bytes | None = None, size: int = SIZE, **changes) -> Path:
+def write(target: Path, *, model: bytes | None = None, size: int | tuple[int, int] = SIZE, **changes) -> Path:
     """A whole model folder at `target`."""
     with folder.staging(target) as stage:
         fill(stage, model=model, size=size)

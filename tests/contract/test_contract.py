@@ -88,13 +88,15 @@ class TinyNetwork(nn.Module):
         return features
 
 
-def build(name, seed=0, *, longer=False):
-    """An unfitted detector of a method, by its row in TINY."""
+def build(name, seed=0, *, longer=False, **changes):
+    """An unfitted detector of a method, by its row in TINY and these changes."""
     if name not in TINY:
         pytest.fail(f"method {name!r} has no tiny settings: add its row to TINY in {__file__}")
     detector_class = methods.load(name)
     tiny = TINY[name]
-    config = detector_class.config_class.preset("fast", **{**tiny.settings, **(tiny.longer if longer else {})})
+    config = detector_class.config_class.preset(
+        "fast", **{**tiny.settings, **(tiny.longer if longer else {}), **changes}
+    )
     backbone = None
     if config.backbone:
         backbone = Backbone.wrap(TinyNetwork(), name="tiny", channels=(12, 16, 20), strides=(4, 8, 16))
@@ -102,15 +104,15 @@ def build(name, seed=0, *, longer=False):
     return detector_class(config, backbone)
 
 
-def make_good(n, seed):
-    """(n, 3, SIZE, SIZE) images of stripes: phase, brightness and noise vary."""
+def make_good(n, seed, shape=(SIZE, SIZE)):
+    """(n, 3, *shape) images of stripes: phase, brightness and noise vary."""
     random = np.random.default_rng(seed)
-    x = np.arange(SIZE, dtype=np.float32)
+    x = np.arange(shape[1], dtype=np.float32)
     images = []
     for _ in range(n):
         stripes = 0.5 + 0.2 * np.sin(2 * np.pi * (x / 16 + random.uniform()))
-        image = np.outer(np.ones(SIZE), stripes)[None] * np.array([1.0, 0.9, 0.7])[:, None, None]
-        images.append(image * random.uniform(0.95, 1.05) + random.normal(0, 0.02, (3, SIZE, SIZE)))
+        image = np.outer(np.ones(shape[0]), stripes)[None] * np.array([1.0, 0.9, 0.7])[:, None, None]
+        images.append(image * random.uniform(0.95, 1.05) + random.normal(0, 0.02, (3, *shape)))
     return torch.from_numpy(np.clip(np.stack(images), 0, 1).astype(np.float32))
 
 
@@ -313,6 +315,30 @@ def test_the_exported_model_scores_the_same_at_any_batch_size(name, tmp_path):
             np.testing.assert_allclose(
                 got, wanted, rtol=10 * RELATIVE_TOLERANCE, atol=RELATIVE_TOLERANCE * float(np.median(wanted))
             )
+
+
+@pytest.mark.parametrize("name", [name for name in methods.names() if "backbone" in TINY[name].settings])
+@pytest.mark.parametrize("shape", [(96, 160), (160, 64), (72, 100)])
+def test_a_rectangle_is_scored_at_its_place_and_exported(name, shape, tmp_path):
+    detector = build(name, size=shape)
+    loop.train(detector, make_cache(detector, make_good(8, 1, shape)), seed=0, progress=lambda *_: None)
+    images = make_good(2, 2, shape)
+    top, left = shape[0] - 28, shape[1] - 24
+    images[1, :, top : top + 16, left : left + 16] = torch.tensor([0.1, 0.2, 0.95])[:, None, None]
+    expected = score(detector, images)
+    assert expected.anomaly_map.shape == (2, 1, *shape)
+    assert expected.image[1] > expected.image[0]
+    row, column = divmod(int(expected.anomaly_map[1, 0].argmax()), shape[1])
+    assert top - 8 <= row < top + 24
+    assert left - 8 <= column < left + 24
+    export_onnx(detector, tmp_path / "model.onnx")
+    session = Session((tmp_path / "model.onnx").read_bytes(), threads=1)
+    for batch in (1, 2):
+        found = session.run(images[:batch].numpy())
+        np.testing.assert_allclose(found.image, expected.image[:batch], rtol=RELATIVE_TOLERANCE)
+        for got, wanted in zip(found.anomaly_map, expected.anomaly_map.numpy(), strict=False):
+            tolerance = RELATIVE_TOLERANCE * float(np.median(wanted))
+            np.testing.assert_allclose(got, wanted, rtol=10 * RELATIVE_TOLERANCE, atol=tolerance)
 
 
 @every_method

@@ -38,7 +38,7 @@ def residual_and_discrimination(detector, image, code):
 def test_paper_is_the_papers_setting():
     config = Config.preset("paper")
     assert (config.search_steps, config.search_rate, config.score_feature) == (500, 0.02, 0.1)
-    assert (config.size, config.latent, config.learning_rate) == (128, 100, 2e-4)
+    assert (config.side, config.latent, config.learning_rate) == (128, 100, 2e-4)
 
 
 def test_losses_by_hand(steps, images):

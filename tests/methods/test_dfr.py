@@ -28,7 +28,7 @@ def features_of_rank(rank, n, *, channels=7, side=8, scale=1.0):
 
 def test_paper_is_the_papers_setting():
     config = Config.preset("paper")
-    assert (config.backbone, config.blocks, config.size, config.region) == ("vgg19_dfr", (1, 2, 3, 4), 256, 4)
+    assert (config.backbone, config.blocks, config.size, config.region) == ("vgg19_dfr", (1, 2, 3, 4), (256, 256), 4)
     assert (config.epochs, config.batch_size, config.learning_rate, config.variance) == (700, 4, 1e-4, 0.9)
     assert (config.align_corners, config.normalise, config.standardise, config.top) == (True, False, False, 0.0)
 
@@ -59,7 +59,13 @@ def test_the_autoencoder_narrows_as_the_official_code_does():
 def test_the_regional_average_is_a_resize_and_a_mean(side, region, align_corners):
     x = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     expected = F.avg_pool2d(F.interpolate(x, (32, 32), mode="bilinear", align_corners=align_corners), region)
-    torch.testing.assert_close(RegionalAverage(side, 32, region, align_corners)(x), expected)
+    torch.testing.assert_close(RegionalAverage((side, side), (32, 32), region, align_corners)(x), expected)
+
+
+def test_the_regional_average_keeps_rows_and_columns_apart():
+    x = torch.rand(2, 3, 4, 12, generator=torch.Generator().manual_seed(0))
+    expected = F.avg_pool2d(F.interpolate(x, (16, 48), mode="bilinear", align_corners=False), 8)
+    torch.testing.assert_close(RegionalAverage((4, 12), (16, 48), 8, False)(x), expected)
 
 
 def test_levels_are_aligned_one_by_one_and_concatenated(paper):
@@ -129,5 +135,5 @@ def _reconstruct_constant(detector, value):
 
 
 def test_a_size_that_cannot_be_cut_into_regions_is_refused(shaped_backbone):
-    with pytest.raises(UsageError, match="size 250 cannot be cut into regions of 4 px"):
+    with pytest.raises(UsageError, match="size 250 x 250 px cannot be cut into regions of 4 px"):
         DFR(Config.preset("paper", size=250), shaped_backbone((3,), (1,)))

@@ -33,7 +33,7 @@ def test_the_weights_at_256_px_are_144_and_45_million():
 def test_paper_is_the_official_setting():
     config = Config.preset("paper")
     assert (config.w_adversarial, config.w_image, config.w_code) == (1, 50, 1)
-    assert (config.size, config.latent, config.train_mode_norm) == (256, 100, False)
+    assert (config.side, config.latent, config.train_mode_norm) == (256, 100, False)
 
 
 def test_losses_by_hand(detector, steps):

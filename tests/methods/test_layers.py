@@ -42,10 +42,10 @@ def test_standardise_divides_by_no_less_than_its_floor():
 
 def test_to_side_averages_where_it_shrinks_and_is_bilinear_where_it_grows():
     x = torch.arange(16.0).view(1, 1, 4, 4)
-    assert to_side(x, 4) is x
-    assert to_side(x, 2).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
+    assert to_side(x, (4, 4)) is x
+    assert to_side(x, (2, 2)).flatten().tolist() == [2.5, 4.5, 10.5, 12.5]
     row = torch.tensor([[0.0, 4.0], [0.0, 4.0]]).view(1, 1, 2, 2)
-    assert to_side(row, 4)[0, 0, 0].tolist() == [0.0, 1.0, 3.0, 4.0]
+    assert to_side(row, (4, 4))[0, 0, 0].tolist() == [0.0, 1.0, 3.0, 4.0]
 
 
 def test_channel_norm_is_a_standard_scaler_over_images_and_positions():
@@ -88,9 +88,24 @@ def test_moments_and_principal_axes_are_numpys():
     assert principal_axes(torch.diag(torch.tensor([1.0, 6.0, 3.0])), 0.6).shape == (3, 2)
 
 
+def test_to_side_keeps_rows_and_columns_apart():
+    x = torch.arange(2 * 8.0).reshape(1, 1, 2, 8)
+    assert to_side(x, (1, 2))[0, 0].tolist() == [[5.5, 9.5]]
+    assert to_side(x, (2, 1))[0, 0].tolist() == [[3.5], [11.5]]
+    assert to_side(x, (4, 16)).shape == (1, 1, 4, 16)
+    # Where a cell ends within a position, both neighbours have their share of it.
+    assert to_side(torch.tensor([[[[3.0, 6.0, 9.0]]]]), (1, 2))[0, 0].tolist() == [[4.0, 8.0]]
+
+
+def test_an_autoencoder_takes_sides_that_cannot_be_halved():
+    network = SkipAutoencoder([3, 4], [1], (4, 4, 4), (0, 2)).eval()
+    levels = [torch.rand(2, 3, 12, 9), torch.rand(2, 4, 6, 5)]
+    assert [out.shape for out in network(levels)] == [level.shape for level in levels]
+
+
 def test_neighbourhoods_are_means_with_zeros_beyond_the_border():
     fine, coarse = torch.randn(2, 3, 8, 8), torch.randn(2, 5, 4, 4)
-    joined = neighbourhoods([fine, coarse], 4)
+    joined = neighbourhoods([fine, coarse], (4, 4))
     assert joined.shape == (2, 8, 4, 4)
     torch.testing.assert_close(joined[:, 3:, 2, 1], coarse[:, :, 1:4, 0:3].mean((2, 3)))
     torch.testing.assert_close(joined[:, 3:, 0, 0], coarse[:, :, :2, :2].sum((2, 3)) / 9)
@@ -107,7 +122,7 @@ def test_top_mean_is_the_mean_of_the_highest():
 
 def test_the_image_score_is_of_the_grid_or_the_maximum_of_the_full_map():
     grid = torch.rand(2, 1, 4, 4)
-    of_top, of_all = finish_scores(grid, 16, 0.25), finish_scores(grid, 16, 0.0)
+    of_top, of_all = finish_scores(grid, (16, 16), 0.25), finish_scores(grid, (16, 16), 0.0)
     assert of_top.anomaly_map.shape == (2, 1, 16, 16)
     assert torch.equal(of_top.image, top_mean(grid, 0.25))
     assert torch.equal(of_all.image, of_all.anomaly_map.amax((1, 2, 3)))
@@ -115,17 +130,19 @@ def test_the_image_score_is_of_the_grid_or_the_maximum_of_the_full_map():
 
 def test_several_levels_are_joined_and_enlarged_by_their_reciprocals():
     fine, coarse = torch.rand(2, 1, 4, 4) + 0.1, torch.rand(2, 1, 2, 2) + 0.1
-    scores = finish_level_scores([fine, coarse], 8, [0.25, 0.5])
+    scores = finish_level_scores([fine, coarse], (8, 8), [0.25, 0.5])
     enlarged = [torch.nn.functional.interpolate(1 / each, (8, 8), mode="bilinear") for each in (fine, coarse)]
     torch.testing.assert_close(scores.anomaly_map, 2 / (enlarged[0] + enlarged[1]))
     torch.testing.assert_close(scores.image, (top_mean(fine, 0.25) * top_mean(coarse, 0.5)).sqrt())
-    of_maximum = finish_level_scores([fine, coarse], 8, [0.0, 0.0])
+    of_maximum = finish_level_scores([fine, coarse], (8, 8), [0.0, 0.0])
     assert torch.equal(of_maximum.image, scores.anomaly_map.amax((1, 2, 3)))
     weights = torch.tensor([[0.1, 0.4, 0.5], [0.3, 0.2, 0.5]])
-    weighed = finish_level_scores([fine, fine, coarse], 8, [0.25, 0.25, 0.5], weights=weights)
+    weighed = finish_level_scores([fine, fine, coarse], (8, 8), [0.25, 0.25, 0.5], weights=weights)
     torch.testing.assert_close(weighed.anomaly_map, scores.anomaly_map)
     torch.testing.assert_close(weighed.image, scores.image)
-    of_image_alone = finish_level_scores([fine, coarse], 8, [0.25, 0.5], weights=torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    of_image_alone = finish_level_scores(
+        [fine, coarse], (8, 8), [0.25, 0.5], weights=torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    )
     torch.testing.assert_close(of_image_alone.anomaly_map, 1 / enlarged[0])
     torch.testing.assert_close(of_image_alone.image, top_mean(coarse, 0.5))
 
@@ -135,11 +152,11 @@ def test_levels_count_by_how_far_they_lie_above_the_usual():
     levels = [torch.full((1, 1, 2, 2), math.exp(log)) for log in (0.5, 3.0, -39.0)]
     maps, tops = [levels[0], levels[1], levels[2].clamp_min(1e-12)], [0.25, 0.5, 0.5]
     weights = torch.tensor([[1.0, 0.0, 0.0], [1 / 2, 1 / 4, 1 / 4]])
-    scores = finish_level_scores(maps, 8, tops, weights=weights, usual=usual)
+    scores = finish_level_scores(maps, (8, 8), tops, weights=weights, usual=usual)
     # 5 standard deviations above, 1 above, and so far below that it counts for nothing.
     one, two, three = (math.log1p(math.exp(z)) for z in (5, 1, (math.log(1e-6) - 1) / 2))
     assert scores.image.item() == pytest.approx(math.sqrt(one**2 / 2 + two**2 / 4 + three**2 / 4), rel=1e-4)
-    torch.testing.assert_close(scores.anomaly_map, finish_level_scores(maps, 8, tops, weights=weights).anomaly_map)
+    torch.testing.assert_close(scores.anomaly_map, finish_level_scores(maps, (8, 8), tops, weights=weights).anomaly_map)
 
 
 def test_the_spread_of_a_map_is_of_its_logarithm_where_it_is_inspected():
@@ -196,8 +213,10 @@ def test_the_image_score_is_taken_from_what_is_inspected():
     scored = np.zeros((8, 8), bool)
     scored[:4, :5] = True  # of a 4 x 4 map: two rows of two positions, and the halves of two more
     inspected = Inspected(np.ones((8, 8), bool), scored)
-    assert inspected.positions(4).tolist() == [0, 1, 2, 4, 5, 6]
+    assert inspected.positions((4, 4)).tolist() == [0, 1, 2, 4, 5, 6]
     anomaly_map = torch.arange(16.0).reshape(1, 1, 4, 4)
-    assert finish_scores(anomaly_map, 8, 0.5, inspected).image.item() == 5.0  # of six, the three highest: 6, 5, 4
-    assert finish_scores(anomaly_map, 8, 0.5).image.item() == 11.5
-    assert finish_level_scores([anomaly_map, anomaly_map], 8, [0.5, 0.5], inspected).image.item() == pytest.approx(5.0)
+    assert finish_scores(anomaly_map, (8, 8), 0.5, inspected).image.item() == 5.0  # of six, the three highest: 6, 5, 4
+    assert finish_scores(anomaly_map, (8, 8), 0.5).image.item() == 11.5
+    assert finish_level_scores([anomaly_map, anomaly_map], (8, 8), [0.5, 0.5], inspected).image.item() == pytest.approx(
+        5.0
+    )

@@ -12,7 +12,7 @@ def _seed():
 
 def test_position_gaussian_is_the_mahalanobis_distance_at_its_position():
     x = torch.randn(7, 3, 2, 2) * torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
-    gaussian = PositionGaussian(3, 2)
+    gaussian = PositionGaussian(3, (2, 2))
     gaussian.add(x[:4], 0)
     gaussian.add(x[4:], 4)
     gaussian.solve()
@@ -28,7 +28,7 @@ def test_position_gaussian_is_the_mahalanobis_distance_at_its_position():
 
 def test_many_images_rely_on_their_own_positions():
     spread = torch.tensor([[0.1, 1.0], [3.0, 10.0]])
-    gaussian = PositionGaussian(2, 2)
+    gaussian = PositionGaussian(2, (2, 2))
     gaussian.add(torch.randn(400, 2, 2, 2) * spread, 0)
     gaussian.solve()
     assert gaussian.shrinkage < 0.5
@@ -39,7 +39,7 @@ def test_many_images_rely_on_their_own_positions():
 @pytest.mark.parametrize("batch", [1, 3, 8])
 def test_how_images_are_batched_does_not_change_the_gaussian(batch):
     x = torch.randn(22, 3, 2, 2) * torch.tensor([1.0, 2.0, 3.0])[None, :, None, None]
-    whole, parts = PositionGaussian(3, 2), PositionGaussian(3, 2)
+    whole, parts = PositionGaussian(3, (2, 2)), PositionGaussian(3, (2, 2))
     whole.add(x, 0)
     for first in range(0, 22, batch):
         parts.add(x[first : first + batch], first)
@@ -100,16 +100,29 @@ def kinds_of(n, generator=None):
 
 
 def whole_of(x, batch=8):
-    reading = WholeMap(3, 16)
+    reading = WholeMap(3, (16, 16))
     for first in range(0, len(x), batch):
         reading.add(x[first : first + batch], first)
     reading.solve()
     return reading
 
 
+def test_readings_take_levels_that_are_no_squares():
+    x = torch.randn(24, 3, 8, 20, generator=torch.Generator().manual_seed(1))
+    strange = x[:1].clone()
+    strange[:, :, 2, 17] += 20
+    whole, gaussian = WholeMap(3, (8, 20)), PositionGaussian(3, (8, 20))
+    assert whole.grid == (2, 5)
+    for reading, peak in ((gaussian, (2, 17)), (whole, (0, 4))):
+        reading.add(x, 0)
+        reading.solve()
+        found = reading(strange)[0, 0]
+        assert divmod(int(found.argmax()), found.shape[1]) == peak
+
+
 def test_a_whole_map_explains_what_good_images_have_in_common():
     reading = whole_of(kinds_of(60))
-    assert reading.grid == 4
+    assert reading.grid == (4, 4)
     fresh = reading(kinds_of(40))
     assert fresh.shape == (40, 1, 4, 4)
     # Images that no axis comes from are as far off as those that the Gaussian was learned from.
@@ -119,7 +132,7 @@ def test_a_whole_map_explains_what_good_images_have_in_common():
     found = reading(strange)[:, 0].mean(0)
     assert found[1, 2] > 10 * fresh.mean()
     # To a Gaussian at every position all of this is good.
-    gaussian = PositionGaussian(3, 16)
+    gaussian = PositionGaussian(3, (16, 16))
     gaussian.add(kinds_of(60), 0)
     gaussian.solve()
     assert gaussian(strange)[:, 0, 4:8, 8:12].mean() < 2
@@ -147,7 +160,7 @@ def test_how_images_are_batched_does_not_change_a_whole_map():
 
 def test_a_whole_map_keeps_a_fair_draw_of_many_images(monkeypatch):
     monkeypatch.setattr(WholeMap, "MOST_IMAGES", 40)
-    reading = WholeMap(3, 16)
+    reading = WholeMap(3, (16, 16))
     for first in range(0, 200, 10):
         reading.add(kinds_of(10), first)
         assert len(reading._drawn.rows) <= 40
@@ -162,16 +175,16 @@ def test_a_whole_map_of_few_images_is_finite(n):
 
 
 def test_a_whole_map_comes_back_from_its_state():
-    reading, again = whole_of(kinds_of(20)), WholeMap(3, 16)
+    reading, again = whole_of(kinds_of(20)), WholeMap(3, (16, 16))
     again.load_state_dict(reading.state_dict())
     x = kinds_of(4)
     assert torch.equal(again(x), reading(x))
 
 
 READINGS = {
-    "gaussian": lambda: PositionGaussian(3, 16),
+    "gaussian": lambda: PositionGaussian(3, (16, 16)),
     "nearest": lambda: NearestResidual(3, most=400),
-    "whole": lambda: WholeMap(3, 16),
+    "whole": lambda: WholeMap(3, (16, 16)),
 }
 
 

@@ -46,7 +46,7 @@ def reconstruct_constant(detector, value):
 
 def test_paper_is_the_papers_setting():
     config = Config.preset("paper")
-    assert (config.backbone, config.blocks, config.grid, config.size) == ("resnext101", (1, 2, 3), 64, 256)
+    assert (config.backbone, config.blocks, config.grid, config.size) == ("resnext101", (1, 2, 3), 64, (256, 256))
     assert (config.epochs, config.learning_rate, config.batch_size) == (150, 1e-4, 8)
     assert (config.residual, config.top, config.normalise, config.standardise) == ("l2", 0.0, False, False)
 
@@ -176,8 +176,8 @@ def test_whitened_with_a_unit_covariance_is_equation_2_squared_a_channel(shaped_
 
 
 def test_a_size_that_cannot_be_halved_says_which_can(shaped_backbone):
-    config = Config.preset("paper", size=96, grid=12, widths=(4, 4, 4), skips=())
-    with pytest.raises(UsageError, match="finest level of side 12, which cannot be halved 3 times"):
+    config = Config.preset("paper", size=96, grid=7, widths=(4, 4, 4), skips=())
+    with pytest.raises(UsageError, match="finest level of 7 x 7, which cannot be halved 3 times"):
         SkipAE(config, shaped_backbone(CHANNELS, STRIDES))
 
 
@@ -239,7 +239,7 @@ def test_readings_count_by_their_weights(shaped_backbone, as_cache):
     with torch.no_grad():
         residuals = detector.residuals(seen)
         wholes = [detector.readings[f"whole_{level}"](residuals[level]) for level in (0, 1)]
-        patches = neighbourhoods(residuals, 8)
+        patches = neighbourhoods(residuals, (8, 8))
         nearest = [detector.readings["nearest_0"](residuals[0]), detector.readings["patch_1"](patches)]
         # Three quarters of 16 and of 4 positions, and 1 % of 256 and 64.
         counts = zip((*wholes, *nearest), (12, 3, 2, 1), strict=True)

@@ -70,7 +70,7 @@ def test_the_discriminator_ends_in_a_feature_of_100_numbers():
 def test_paper_is_the_official_setting():
     config = Config.preset("paper")
     assert (config.w_adversarial, config.w_image, config.w_feature, config.score_feature) == (1, 50, 1, 0.1)
-    assert (config.size, config.latent, config.train_mode_norm) == (256, 100, False)
+    assert (config.side, config.latent, config.train_mode_norm) == (256, 100, False)
 
 
 def test_losses_by_hand(detector, steps):

@@ -70,7 +70,7 @@ def inspector(tmp_path_factory):
     """A model of the ring, calibrated on 60 images."""
     rng = np.random.default_rng(7)
     images = [part(rng) for _ in range(N_CALIBRATE)]
-    return model_of(tmp_path_factory.mktemp("drift") / "ring", images, Preparation(SIZE_PX, "grey"))
+    return model_of(tmp_path_factory.mktemp("drift") / "ring", images, Preparation(SIZE_PX, SIZE_PX, "grey"))
 
 
 def decided(inspector, observer, image):
@@ -148,7 +148,7 @@ def moved(image, right_px, down_px):
 def test_what_changed_is_named_on_real_parts(tmp_path, real_data):
     paths = sorted((real_data / "toothbrush/train/good").iterdir())[:44]
     images = [cv2.resize(read(path), (512, 512), interpolation=cv2.INTER_AREA) for path in paths]
-    model = model_of(tmp_path / "toothbrush", images[:14], Preparation(256, "rgb"))
+    model = model_of(tmp_path / "toothbrush", images[:14], Preparation(256, 256, "rgb"))
     observer = Observer(model)
     for expected, change in (
         ([], lambda image: image),

@@ -119,6 +119,11 @@ def test_without_pytorch_the_page_is_told_before_anything_is_sent(client, statio
     assert client.post("/jobs", params={"name": "part"}, content=zipped(IMAGES)).status_code == 400
 
 
+def test_both_sides_of_a_model_are_passed_on_as_the_command_line_has_them():
+    assert fitting_module.FitSettings(size=(256, 640)).arguments()[2:4] == ["--size", "640x256"]
+    assert fitting_module.FitSettings(size=384).arguments()[2:4] == ["--size", "384"]
+
+
 def test_progress_for_programs_is_a_line_a_step(capsys):
     with Bars(as_json=True) as bars:
         bars("training", 1, 3)

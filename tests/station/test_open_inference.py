@@ -112,18 +112,18 @@ def request(**changes):
 def test_requests_that_make_no_sense_are_refused(body, said):
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     with pytest.raises(UsageError, match=said):
-        open_inference.read(data, None, 2)
+        open_inference.read(data, None, (2, 2))
 
 
 @pytest.mark.parametrize("length", ["x", "-1", "99999", "²"])
 def test_a_header_length_that_cannot_be_is_refused(length):
     with pytest.raises(UsageError, match="Inference-Header-Content-Length"):
-        open_inference.read(json.dumps(request()).encode(), length, 2)
+        open_inference.read(json.dumps(request()).encode(), length, (2, 2))
 
 
 def test_nested_data_is_taken_as_flat():
     nested = request(tensor={"data": np.arange(12).reshape(1, 3, 2, 2).astype(float).__truediv__(12).tolist()})
-    read = open_inference.read(json.dumps(nested).encode(), None, 2)
+    read = open_inference.read(json.dumps(nested).encode(), None, (2, 2))
     np.testing.assert_allclose(read.images.ravel(), np.arange(12, dtype=np.float32) / 12)
     assert read.outputs == {"score": False, "anomaly_map": False}
 
@@ -131,3 +131,9 @@ def test_nested_data_is_taken_as_flat():
 def test_errors_are_problem_documents_too(client):
     said = problem(client.post("/v2/models/part/infer", content=b"{"), 400)
     assert client.post("/v2/models/part/infer", content=b"{").json()["error"] == said
+
+
+def test_a_model_of_another_aspect_says_height_before_width():
+    described = open_inference.metadata("part", ["1"], (8, 40))
+    assert described["inputs"][0]["shape"] == [-1, 3, 8, 40]
+    assert described["outputs"][1]["shape"] == [-1, 1, 8, 40]

@@ -29,7 +29,7 @@ class Variant:
         preset: The preset the settings start from.
         backbone: Name of the backbone; "" for a method on raw pixels.
         blocks: Its blocks; none for a method on raw pixels.
-        size: Side of the model's input in pixels.
+        size: Side in pixels of the square whose pixels the model's input has as many as.
         settings: Canonical JSON of what the grid sets over the preset, backbone and blocks apart.
         config: Canonical JSON of every setting.
     """
@@ -172,14 +172,17 @@ def _variant(
         named = config_class.preset(preset, **changes).backbone
         changes["backbone"] = named if named == VGG19_DFR else facts_of(named).name  # one name for each of its aliases
     config = config_class.preset(preset, **changes)
+    if not isinstance(settings.get("size", 0), int):
+        raise UsageError(f"size {settings['size']!r} cannot be benchmarked: give one number, the side of a square")
+    side = config.size[0]
     return Variant(
         method=method,
         preset=preset,
         backbone=config.backbone,
         blocks=tuple(config.blocks),
-        size=config.size,
+        size=side,
         settings=_canonical({key: value for key, value in settings.items() if key != "size"}),
-        config=_canonical(asdict(config)),
+        config=_canonical({**asdict(config), "size": side}),
     )
 
 

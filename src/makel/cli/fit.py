@@ -14,6 +14,8 @@ from makel.cli.progress import Bars
 from makel.cli.share import share
 from makel.errors import UsageError
 
+LEAST_SIZE_PX = 32
+
 
 class Calibrate(StrEnum):
     """Where the good images come from that thresholds are taken from."""
@@ -31,7 +33,12 @@ def fit(
     preset: Annotated[str, typer.Option(help="fast, or paper for the published settings.")] = "fast",
     backbone: Annotated[str | None, typer.Option(help="Where features come from: see 'makel weights list'.")] = None,
     blocks: Annotated[str | None, typer.Option(help="Backbone blocks to use, such as 2,3.", metavar="N,N")] = None,
-    size: Annotated[int | None, typer.Option(min=32, help="Side of the image the model sees, in pixels.")] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PX|WxH", help="What the model sees: as many pixels as a square of PX, or this width x height."
+        ),
+    ] = None,
     augment: Annotated[
         bool, typer.Option("--augment", help="Fit on jittered copies of every image as well: for a few good images.")
     ] = False,
@@ -69,7 +76,7 @@ def fit(
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Learn from good images what a product looks like, and write a model folder."""
-    chosen = parse_blocks(blocks)
+    chosen, shape = parse_blocks(blocks), parse_size(size)
     require("fit", "makel fit")
     from makel.training.fit import fit as fit_model
 
@@ -85,7 +92,7 @@ def fit(
             preset=preset,
             backbone=backbone,
             blocks=chosen,
-            size=size,
+            size=shape,
             augment=augment,
             tile=tile,
             overlap=overlap,
@@ -115,3 +122,22 @@ def parse_blocks(text: str | None) -> tuple[int, ...] | None:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
         raise UsageError(f"--blocks {text!r} cannot be read: give block numbers with commas, such as 2,3") from error
+
+
+def parse_size(text: str | None) -> int | tuple[int, int] | None:
+    """A size as it is written on the command line: a number, or width x height as in "640x256", for (height, width).
+
+    Raises:
+        UsageError: Neither, or a side is below `LEAST_SIZE_PX`.
+    """
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isascii() and side.isdecimal() and len(side) < 6 for side in sides):
+        raise UsageError(
+            f"--size {text!r} cannot be read: give a number of pixels such as 384, or width x height such as 640x256"
+        )
+    numbers = [int(side) for side in sides]
+    if min(numbers) < LEAST_SIZE_PX:
+        raise UsageError(f"--size {text} is too small to show anything: give at least {LEAST_SIZE_PX} pixels a side")
+    return (numbers[1], numbers[0]) if len(numbers) == 2 else numbers[0]

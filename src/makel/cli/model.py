@@ -52,6 +52,7 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole manifest as JSON.")] = False,
 ) -> None:
     """Say what a model is: how it was fitted, on what, and what its thresholds promise."""
+    from makel.images import in_px
     from makel.model.folder import open_folder
 
     manifest = open_folder(model).manifest
@@ -73,7 +74,7 @@ def info(
         "model": manifest.model_id,
         "method": f"{manifest.method.name}, preset {manifest.method.preset}",
         "backbone": backbone,
-        "images": f"{preparation.colour}, {taken} at {preparation.size} x {preparation.size} px",
+        "images": f"{preparation.colour}, {taken} at {in_px(preparation.shape)} (width x height)",
         "fitted on": f"{provenance.data_name}: {provenance.n_fit} good images, {provenance.n_calibrate} to calibrate",
         "fitted at": f"{provenance.created} in {seconds:.0f} s, makel {manifest.makel_version}",
         "threshold": f"{calibration.image_threshold:.6g} for images, {calibration.pixel_threshold:.6g} for pixels",

@@ -410,8 +410,8 @@ class _Run:
             self.failures.append((sample.image_path, str(error)))
             return
         shape = verdict.anomaly_map.shape
-        size = self._inspector.manifest.preprocessing.size
-        factor = max(1, tiling.tile_px // size, reduction(shape, LARGE_SIDE_PX))
+        side = min(self._inspector.manifest.preprocessing.shape)
+        factor = max(1, tiling.tile_px // side, reduction(shape, LARGE_SIDE_PX))
         picture = read_reduced(sample.image_path, max(1, max(shape) // factor))
         truth = self._truth(sample, shape, partial(reduce_peaks, factor=factor))
         judgement = Judgement(verdict.verdict == "reject", verdict.score, verdict.p_value, verdict.zones)

@@ -182,7 +182,7 @@ def recalibrate(
             runner.run,
             list(fresh.values()),
             manifest.preprocessing,
-            place_on_input(manifest.zones or Zones(), manifest.preprocessing.size),
+            place_on_input(manifest.zones or Zones(), manifest.preprocessing.shape),
             manifest.tiling,
             progress=partial(progress, "scoring"),
         )

@@ -22,7 +22,7 @@ from makel.calibration import Calibration, images_needed
 from makel.evaluation import plots
 from makel.evaluation.pictures import Exhibit, Group, Heat, colours, data_uri, outline_truth, thumbnail
 from makel.evaluation.protocol import LARGE_SIDE_PX, Evaluation, Outcome, Rate, figure
-from makel.images import Preparation, open_rows, prepare, read, read_reduced, reduction, shown
+from makel.images import Preparation, in_px, open_rows, prepare, read, read_reduced, reduction, shown
 from makel.model.layout import outline
 from makel.model.manifest import Draft
 from makel.model.map_store import MapStore, reduce_peaks
@@ -677,7 +677,7 @@ def _provenance(draft: Draft) -> list[dict[str, Any]]:
             "title": "The model",
             "rows": [
                 ("method", f"{method.name}, preset {method.preset}"),
-                ("input", f"{preparation.size} x {preparation.size} px, {preparation.colour}, {images}"),
+                ("input", f"{in_px(preparation.shape)} (width x height), {preparation.colour}, {images}"),
                 ("config", ", ".join(f"{key} {value}" for key, value in method.config.items())),
                 ("made by", f"makel {draft.makel_version}, {provenance.created}, seed {provenance.seed}"),
                 ("on", provenance.machine),
@@ -726,7 +726,7 @@ def _provenance(draft: Draft) -> list[dict[str, Any]]:
 
 def _method(draft: Draft) -> str:
     backbone = f" on {draft.backbone.name}" if draft.backbone else ""
-    return f"{draft.method.name} ({draft.method.preset}){backbone}, {draft.preprocessing.size} px"
+    return f"{draft.method.name} ({draft.method.preset}){backbone}, {in_px(draft.preprocessing.shape)}"
 
 
 def _standing(score: float, calibration: Calibration) -> str:

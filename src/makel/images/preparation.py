@@ -19,28 +19,38 @@ _GREY_TOLERANCE = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 0, np.dtype(np.fl
 _WHITE_LEVELS = (1023, 4095, 16383, 65535)
 """Full scale of 10-, 12-, 14- and 16-bit cameras, which all write 16-bit files."""
 
+Shape = tuple[int, int]
+"""Height and width, in pixels."""
+
 
 @dataclass(frozen=True)
 class Preparation:
     """What makes every image the same to a model. It is stored with the model.
 
     Attributes:
-        size: Side of the square the model takes, in pixels.
+        height: Height of the input the model takes, in pixels.
+        width: Its width, in pixels.
         colour: What the good images were: "grey" (also where saved in colour), "rgb", or "any" for both.
         white_level: The value of 16-bit images that becomes 1.0; None where the good images were 8-bit.
     """
 
-    size: int
+    height: int
+    width: int
     colour: Literal["rgb", "grey", "any"]
     white_level: int | None = None
 
+    @property
+    def shape(self) -> Shape:
+        """Height and width of the input, in pixels."""
+        return self.height, self.width
+
     @classmethod
-    def of(cls, images: Iterable[tuple[str | os.PathLike[str], NDArray[Any] | ImageError]], *, size: int = 256) -> Self:
+    def of(cls, images: Iterable[tuple[str | os.PathLike[str], NDArray[Any] | ImageError]], *, shape: Shape) -> Self:
         """Learn colour and white level from the good images.
 
         Args:
             images: Name and pixels of each, as `decode_all` yields them; errors are passed over.
-            size: Side of the square the model takes, in pixels.
+            shape: Height and width of the input the model takes, in pixels.
 
         Raises:
             ImageError: No image could be decoded, or some have 8 bits and some 16: their brightness cannot be compared.
@@ -63,11 +73,11 @@ class Preparation:
                 brightest = max(brightest, int(image.max()))
             grey_files |= image.ndim == 2
             colour_files |= image.ndim == 3
-            real_colour = real_colour or (image.ndim == 3 and not _is_grey(_resize(image, size)))
+            real_colour = real_colour or (image.ndim == 3 and not _is_grey(_resize(image, shape)))
         if first is None:
             raise ImageError("no good image could be decoded: a model needs at least one")
         white_level = next(level for level in _WHITE_LEVELS if level >= brightest) if first[1] == np.uint16 else None
-        return cls(size, ("any" if grey_files else "rgb") if real_colour else "grey", white_level)
+        return cls(*shape, ("any" if grey_files else "rgb") if real_colour else "grey", white_level)
 
 
 def prepare(image: NDArray[Any], preparation: Preparation, *, name: str = "image") -> NDArray[np.float32]:
@@ -82,23 +92,29 @@ def prepare(image: NDArray[Any], preparation: Preparation, *, name: str = "image
         name: What to call the image in an error.
 
     Returns:
-        (3, size, size) float32 RGB in [0, 1], C-contiguous. Grey images have three equal channels.
+        (3, height, width) float32 RGB in [0, 1], C-contiguous. Grey images have three equal channels.
 
     Raises:
         ImageError: The pixels have another shape, type or range, or a colour or bit depth the model was not fitted on.
     """
     _check(image, preparation, name)
-    pixels = _resize(image, preparation.size)
+    pixels = _resize(image, preparation.shape)
     if pixels.ndim == 3 and preparation.colour == "grey":
         if not _is_grey(pixels):
             raise ImageError(
                 f"{name} is {_size(image)} RGB; this model was fitted on grey. Convert it, or fit again on RGB images"
             )
         pixels = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
-    prepared = np.empty((3, preparation.size, preparation.size), np.float32)
+    prepared = np.empty((3, *preparation.shape), np.float32)
     prepared[:] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     prepared /= np.float32(_full_scale(image.dtype, preparation.white_level))
     return np.minimum(prepared, np.float32(1), out=prepared)
+
+
+def in_px(shape: Shape) -> str:
+    """A height and width as people write a size, width x height: "416 x 160 px"."""
+    height, width = shape
+    return f"{width} x {height} px"
 
 
 def check_pixels(image: NDArray[Any], name: str) -> None:
@@ -135,20 +151,21 @@ def _check(image: NDArray[Any], preparation: Preparation, name: str) -> None:
         )
 
 
-def _resize(image: NDArray[Any], size: int) -> NDArray[Any]:
-    """(H, W, ...) to (size, size, ...) in the same type, each axis in the way that suits it."""
+def _resize(image: NDArray[Any], shape: Shape) -> NDArray[Any]:
+    """(H, W, ...) to (*shape, ...) in the same type, each axis in the way that suits it."""
     height, width = image.shape[:2]
+    high, wide = shape
     pixels = image if image.ndim == 2 or image.shape[2] == 3 else image[..., 0]
     # The same average, but for rounding, in a quarter of the time: OpenCV is quick at halving.
-    while width % (2 * size) == 0 and height % (2 * size) == 0:
+    while width % (2 * wide) == 0 and height % (2 * high) == 0:
         width, height = width // 2, height // 2
         pixels = cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA)
     # OpenCV turns area averaging off for both axes when one of them grows: shrink first.
-    smaller = (min(width, size), min(height, size))
+    smaller = (min(width, wide), min(height, high))
     if smaller != (width, height):
         pixels = cv2.resize(pixels, smaller, interpolation=cv2.INTER_AREA)
-    if smaller != (size, size):
-        pixels = cv2.resize(pixels, (size, size), interpolation=cv2.INTER_LINEAR)
+    if smaller != (wide, high):
+        pixels = cv2.resize(pixels, (wide, high), interpolation=cv2.INTER_LINEAR)
     return pixels
 
 

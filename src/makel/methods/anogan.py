@@ -43,6 +43,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from makel.images import Shape
 from makel.methods.gan_layers import (
     AdversarialConfig,
     AdversarialDetector,
@@ -67,7 +68,7 @@ class Config(AdversarialConfig):
         score_feature: Share of the discriminator features' distance in the score (lambda); the rest is the images'.
     """
 
-    size: int = 128
+    size: Shape = (128, 128)
     updates: int = 7_850
     search_steps: int = 500
     search_rate: float = 0.02
@@ -100,8 +101,8 @@ class AnoGan(AdversarialDetector):
 
     def __init__(self, config: Config, backbone: None = None) -> None:
         super().__init__(config, backbone)
-        self.generator = Decoder(config.size, config.latent, config.width)
-        self.discriminator = Discriminator(config.size, config.width)
+        self.generator = Decoder(config.side, config.latent, config.width)
+        self.discriminator = Discriminator(config.side, config.width)
         self.register_buffer("start", torch.randn(1, config.latent, 1, 1))
         self._begin()
 

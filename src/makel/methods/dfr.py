@@ -33,7 +33,7 @@ The preset `fast` puts the same autoencoder on the small backbone that skip_ae's
 
  8. Images are brought to a standard brightness and contrast, and every channel to zero mean and unit variance; wide
     levels are first reduced by a fixed random orthonormal projection.
- 9. 8x8 windows, the finest level's own grid, and corners that are not aligned.
+ 9. Images keep about their aspect (`aspect`). 8x8 windows, the finest level's own grid, and corners not aligned.
 10. AdamW with a one-cycle schedule over 300 updates, however many images there are.
 11. The image score is the mean of the map's highest 1 %.
 
@@ -53,7 +53,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from makel.errors import UsageError
-from makel.methods.layers import ChannelNorm, Moments, Projection, finish_scores, principal_axes, standardise
+from makel.images import Shape, in_px
+from makel.methods.layers import (
+    ChannelNorm,
+    Moments,
+    Projection,
+    finish_scores,
+    level_shape,
+    principal_axes,
+    standardise,
+)
 from makel.training.backbones import Backbone
 from makel.training.detector import Batches, Detector, DetectorConfig, Features
 from makel.types import Scores
@@ -67,7 +76,8 @@ class Config(DetectorConfig):
         standardise: Bring every image to the same brightness and contrast first.
         normalise: Bring every feature channel to zero mean and unit variance over the good images.
         project: Reduce a level with more channels than this to this many; 0 for never.
-        region: Side and stride of the windows features are averaged over, in pixels; the input's side is a multiple.
+        region: Side and stride of the windows features are averaged over, in pixels; both sides of the input
+            are multiples.
         align_corners: How bilinear resizes place their samples.
         variance: Share of the features' variance the latent's components keep.
         latent_images: Images that share is measured on.
@@ -77,6 +87,7 @@ class Config(DetectorConfig):
         schedule: "onecycle" with AdamW, or "constant" with Adam.
     """
 
+    aspect: Literal["image", "square"] = "image"
     blocks: tuple[int, ...] = (2, 3, 4)
     updates: int = 300
     standardise: bool = True
@@ -94,6 +105,7 @@ class Config(DetectorConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "fast": {},
         "paper": {
+            "aspect": "square",
             "backbone": "vgg19_dfr",
             "blocks": (1, 2, 3, 4),
             "epochs": 700,
@@ -113,29 +125,32 @@ class Config(DetectorConfig):
 
 
 class RegionalAverage(nn.Module):
-    """A square level resized to the input's side, then averaged over windows: (N, C, h, h) to (N, C, grid, grid).
+    """A level resized to the input's size, then averaged over windows: (N, C, h, w) to (N, C, rows, columns).
 
-    Both steps are linear and treat rows and columns alike, so together they are one small matrix for each.
+    Both steps are linear and treat rows and columns by themselves, so together they are one small matrix for each.
 
     Args:
-        side: The level's side.
-        size: The input's side, in pixels.
+        shape: The level's rows and columns.
+        size: Height and width of the input, in pixels.
         project: Reduce a level with more channels than this to this many; 0 for never.
         region: Side and stride of the windows, in pixels.
         align_corners: How the bilinear resize places its samples.
     """
 
-    matrix: Tensor
+    down: Tensor
+    across: Tensor
 
-    def __init__(self, side: int, size: int, region: int, align_corners: bool) -> None:
+    def __init__(self, shape: Shape, size: Shape, region: int, align_corners: bool) -> None:
         super().__init__()
-        every = torch.eye(side)[None]  # each row of it one unit impulse
-        resized = F.interpolate(every, size, mode="linear", align_corners=align_corners)
-        self.register_buffer("matrix", F.avg_pool1d(resized, region)[0].T.contiguous(), persistent=False)  # (grid, h)
+        for name, side, length_px in zip(("down", "across"), shape, size, strict=True):
+            every = torch.eye(side)[None]  # each row of it one unit impulse
+            resized = F.interpolate(every, length_px, mode="linear", align_corners=align_corners)
+            matrix = F.avg_pool1d(resized, region)[0].T.contiguous()  # (rows, h) or (columns, w)
+            self.register_buffer(name, matrix, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """The regional features of a level."""
-        return self.matrix @ x @ self.matrix.T
+        return self.down @ x @ self.across.T
 
 
 class Autoencoder(nn.Sequential):
@@ -171,15 +186,15 @@ class DFR(Detector):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        if config.size % config.region:
+        if any(side % config.region for side in config.size):
             raise UsageError(
-                f"size {config.size} cannot be cut into regions of {config.region} px: choose a multiple of it"
+                f"size {in_px(config.size)} cannot be cut into regions of {config.region} px: choose multiples of it"
             )
         projections = [Projection(channels, config.project) for channels in backbone.channels]
         self.projections = nn.ModuleList(projections)
         self.channels = sum(projection.channels for projection in projections)
         self.averages = nn.ModuleList(
-            RegionalAverage(-(-config.size // stride), config.size, config.region, config.align_corners)
+            RegionalAverage(level_shape(config.size, stride), config.size, config.region, config.align_corners)
             for stride in backbone.strides
         )
         self.norm = ChannelNorm(self.channels) if config.normalise else nn.Identity()
@@ -188,7 +203,7 @@ class DFR(Detector):
         self.register_load_state_dict_pre_hook(_build_before_load)  # type: ignore[no-untyped-call]
 
     def extract(self, image: Tensor) -> Features:
-        """One (N, C, grid, grid) level: all of the backbone's, aligned, averaged and concatenated."""
+        """One (N, C, rows, columns) level: all of the backbone's, aligned, averaged and concatenated."""
         levels = self.backbone(standardise(image) if self.config.standardise else image)
         steps = zip(self.averages, self.projections, levels, strict=True)
         return (torch.cat([average(project(level)) for average, project, level in steps], 1),)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from makel.errors import UsageError
+from makel.images import in_px
 from makel.training.detector import Detector, DetectorConfig, Features
 
 
@@ -22,7 +23,7 @@ class AdversarialConfig(DetectorConfig):
     """Settings of every adversarial method. They take raw pixels, so there is no backbone.
 
     Attributes:
-        size: Side of the square input image in pixels, a power of two from 32 on.
+        size: Height and width of the input image in pixels: a square, its side a power of two from 32 on.
         updates: Updates of each network. Sets of 50 and of 50,000 images are then trained equally long.
         batch_size: Images an update; all of them where there are fewer.
         width: Channels after the first convolution.
@@ -41,10 +42,20 @@ class AdversarialConfig(DetectorConfig):
     learning_rate: float = 2e-4
     train_mode_norm: bool = False
 
+    @property
+    def side(self) -> int:
+        """Side of the square input image, in pixels."""
+        return self.size[0]
+
     def __post_init__(self) -> None:
-        if self.size < 32 or self.size & (self.size - 1):
+        super().__post_init__()
+        height, width = self.size
+        if height != width or self.aspect == "image":
+            found = in_px(self.size) if height != width else "with aspect 'image'"
+            raise UsageError(f"size {found}: this method takes square images alone, give the side of a square")
+        if self.side < 32 or self.side & (self.side - 1):
             raise UsageError(
-                f"size {self.size} cannot be halved down to the networks' innermost map: choose 32, 64, 128, 256 or 512"
+                f"size {self.side} cannot be halved down to the networks' innermost map: choose 32, 64, 128, 256 or 512"
             )
         if self.backbone or self.blocks:
             raise UsageError(

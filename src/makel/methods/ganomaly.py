@@ -98,8 +98,8 @@ class Ganomaly(AdversarialDetector):
 
     def __init__(self, config: Config, backbone: None = None) -> None:
         super().__init__(config, backbone)
-        self.generator = Generator(config.size, config.latent, config.width)
-        self.discriminator = Discriminator(config.size, config.width)
+        self.generator = Generator(config.side, config.latent, config.width)
+        self.discriminator = Discriminator(config.side, config.width)
         self._begin()
 
     def training_step(self, features: Features) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import reduce
+from itertools import pairwise
 from operator import add
 
 import torch
@@ -14,7 +15,7 @@ from makel.training.inspected import Inspected
 from makel.types import Scores
 
 Levels = Sequence[Tensor]
-"""One (N, C, H, W) tensor a level, finest first; each level has half the side of the one before."""
+"""One (N, C, H, W) tensor a level, finest first; each level has half the sides of the one before."""
 
 LEAST = 1e-6
 """A distance below this is taken for this: the means over levels divide by distances."""
@@ -36,22 +37,38 @@ def standardise(image: Tensor, mean: float = 0.5, std: float = 0.25, floor: floa
     return centred * (std / spread) + mean
 
 
-def to_side(x: Tensor, side: int) -> Tensor:
-    """(N, C, h, w) resized to (N, C, side, side): averaged where it shrinks, bilinear where it grows."""
-    if x.shape[-1] == side:
+def level_shape(size: Sequence[int], stride: int) -> tuple[int, int]:
+    """Rows and columns of a level of this stride, of an input of this height and width."""
+    rows, columns = (-(-side // stride) for side in size)
+    return rows, columns
+
+
+def to_side(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """(N, C, h, w) resized to (N, C, rows, columns): averaged where it shrinks, bilinear where it grows."""
+    (height, width), (rows, columns) = map(int, x.shape[-2:]), map(int, shape)  # tensors while a model is exported
+    if (height, width) == (rows, columns):
         return x
-    if x.shape[-1] % side == 0:
-        return F.avg_pool2d(x, x.shape[-1] // side)
-    return F.interpolate(x, (side, side), mode="bilinear", align_corners=False)
+    if height % rows == 0 and width % columns == 0:
+        return F.avg_pool2d(x, (height // rows, width // columns))
+    if height >= rows and width >= columns:
+        return _shares(height, rows).to(x) @ x @ _shares(width, columns).to(x).T
+    return F.interpolate(x, (rows, columns), mode="bilinear", align_corners=False)
 
 
-def neighbourhoods(levels: Levels, side: int) -> Tensor:
-    """(N, channels of all, side, side): 3x3 means of each (N, C, h, w) level, brought to one side.
+def _shares(before: int, after: int) -> Tensor:
+    """(after, before), each row a mean over its share of a line of `before`, what it has but a part of included."""
+    edges = [index * before / after for index in range(after + 1)]
+    inside = [[max(0.0, min(stop, i + 1) - max(start, i)) for i in range(before)] for start, stop in pairwise(edges)]
+    return torch.tensor(inside) * (after / before)
+
+
+def neighbourhoods(levels: Levels, shape: Sequence[int]) -> Tensor:
+    """(N, channels of all, rows, columns): 3x3 means of each (N, C, h, w) level, brought to one shape.
 
     Beyond the border there are zeros. A normalised level is distorted there by the backbone's own padding; with the
     zeros a border position is a third nearer to the mean, and its distances are not larger than elsewhere.
     """
-    return torch.cat([to_side(F.avg_pool2d(level, 3, 1, 1), side) for level in levels], 1)
+    return torch.cat([to_side(F.avg_pool2d(level, 3, 1, 1), shape) for level in levels], 1)
 
 
 class SkipAutoencoder(nn.Module):
@@ -106,7 +123,7 @@ class SkipAutoencoder(nn.Module):
         for k, down in enumerate(self.down):
             x = down(x) if k == 0 else self.down_norm[k - 1](down(F.leaky_relu(x, 0.2)))
             if k in self.level_at:
-                x = x + self.lateral[str(k)](levels[self.level_at[k]])
+                x = _fitted(x, levels[self.level_at[k]]) + self.lateral[str(k)](levels[self.level_at[k]])
             encoded.append(x)
         outputs = list(levels)
         for k in reversed(range(len(self.up))):
@@ -117,9 +134,16 @@ class SkipAutoencoder(nn.Module):
             x = F.relu(x)
             if k in self.level_at:
                 outputs[self.level_at[k]] = self.head[str(k)](x)
-            x = self.up[k](x)
+            x = _fitted(self.up[k](x), encoded[k - 1] if k else levels[0])
         outputs[0] = x
         return outputs
+
+
+def _fitted(x: Tensor, like: Tensor) -> Tensor:
+    """(N, C, h, w) with its last row or column repeated where `like` has one more: a side that is odd was halved."""
+    down, across = (int(wanted) > int(given) for wanted, given in zip(like.shape[-2:], x.shape[-2:], strict=True))
+    x = torch.cat([x, x[:, :, -1:]], 2) if down else x
+    return torch.cat([x, x[..., -1:]], 3) if across else x
 
 
 class Projection(nn.Module):
@@ -224,7 +248,7 @@ class FeatureGrid(nn.Module):
 
     Args:
         channels: Channels of each level of the backbone.
-        side: Side of the grid.
+        shape: Rows and columns of the grid.
         project: Reduce a level with more channels than this to this many; 0 for never.
         normalise: Bring every channel to zero mean and unit variance over the good images.
 
@@ -232,9 +256,9 @@ class FeatureGrid(nn.Module):
         channels: Channels of a vector.
     """
 
-    def __init__(self, channels: Sequence[int], side: int, project: int, normalise: bool) -> None:
+    def __init__(self, channels: Sequence[int], shape: tuple[int, int], project: int, normalise: bool) -> None:
         super().__init__()
-        self.side = side
+        self.shape = shape
         projections = [Projection(each, project) for each in channels]
         self.projections = nn.ModuleList(projections)
         self.channels = sum(projection.channels for projection in projections)
@@ -255,13 +279,13 @@ class FeatureGrid(nn.Module):
             self.norm.solve()
 
     def forward(self, levels: Levels) -> Tensor:
-        """(N, channels, side, side) of projected levels."""
+        """(N, channels, rows, columns) of projected levels."""
         x = self._join(levels)
         normalised: Tensor = self.norm(x) if self.norm else x
         return normalised
 
     def _join(self, levels: Levels) -> Tensor:
-        return torch.cat([to_side(level, self.side) for level in levels], 1)
+        return torch.cat([to_side(level, self.shape) for level in levels], 1)
 
 
 class Moments:
@@ -303,24 +327,29 @@ def principal_axes(covariance: Tensor, variance: float) -> Tensor:
 
 
 def finish_scores(
-    anomaly_map: Tensor, size: int, top: float, inspected: Inspected | None = None, *, align_corners: bool = False
+    anomaly_map: Tensor,
+    size: tuple[int, int],
+    top: float,
+    inspected: Inspected | None = None,
+    *,
+    align_corners: bool = False,
 ) -> Scores[Tensor]:
     """A (N, 1, h, w) map brought to the input's size, and the image scores that follow from it.
 
     Args:
         anomaly_map: The map on the feature grid.
-        size: Side of the input, in pixels.
+        size: Height and width of the input, in pixels.
         top: Share of the grid whose mean is the image score; 0 for the maximum of the full-size map.
         inspected: What the image score is taken from; None for everything.
         align_corners: How the bilinear resize places its samples.
     """
-    upsampled = F.interpolate(anomaly_map, (size, size), mode="bilinear", align_corners=align_corners)
+    upsampled = F.interpolate(anomaly_map, size, mode="bilinear", align_corners=align_corners)
     return Scores(image=top_mean(anomaly_map if top else upsampled, top, inspected), anomaly_map=upsampled)
 
 
 def finish_level_scores(
     maps: Levels,
-    size: int,
+    size: tuple[int, int],
     tops: Sequence[float],
     inspected: Inspected | None = None,
     weights: Tensor | None = None,
@@ -336,7 +365,7 @@ def finish_level_scores(
 
     Args:
         maps: (N, 1, h, w) each, not negative.
-        size: Side of the input, in pixels.
+        size: Height and width of the input, in pixels.
         tops: For each map, the share of it whose mean goes into the image score; all 0 for the maximum of the full-size
             map.
         inspected: What the image score is taken from; None for everything.
@@ -349,11 +378,11 @@ def finish_level_scores(
     if weights is None:
         weights = torch.full((2, len(maps)), 1 / len(maps), device=maps[0].device)
     of_map, of_image = weights
-    reciprocals: dict[int, Tensor] = {}
+    reciprocals: dict[tuple[int, ...], Tensor] = {}
     for each, weight in zip(maps, of_map, strict=True):
-        side = int(each.shape[-1])
+        shape = tuple(map(int, each.shape[-2:]))
         part = weight / each.clamp_min(LEAST)
-        reciprocals[side] = reciprocals[side] + part if side in reciprocals else part
+        reciprocals[shape] = reciprocals[shape] + part if shape in reciprocals else part
     # One by one, since a stack of maps at the input's size takes as long to build as they do.
     joined = 1 / reduce(add, (_enlarged(each, size) for each in reciprocals.values()))
     if not any(tops):
@@ -383,8 +412,8 @@ def log_spreads(maps: Levels, inspected: Inspected | None = None) -> Tensor:
 def _scored(anomaly_map: Tensor, inspected: Inspected | None) -> Tensor:
     """(N, positions) of a (N, 1, h, w) map: all, or those that the image score is taken from."""
     flat = anomaly_map.flatten(1)
-    return flat if inspected is None else flat[:, inspected.positions(anomaly_map.shape[-1])]
+    return flat if inspected is None else flat[:, inspected.positions(anomaly_map.shape[-2:])]
 
 
-def _enlarged(grid: Tensor, size: int) -> Tensor:
-    return F.interpolate(grid, (size, size), mode="bilinear", align_corners=False)
+def _enlarged(grid: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(grid, size, mode="bilinear", align_corners=False)

@@ -26,14 +26,21 @@ preset of the same name of skip_ae (PatchCore's own are backbone "wide_resnet50_
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import ceil
-from typing import Any, ClassVar
+from math import ceil, prod
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from makel.methods.layers import FeatureGrid, choose_coreset, finish_scores, squared_distances, standardise
+from makel.methods.layers import (
+    FeatureGrid,
+    choose_coreset,
+    finish_scores,
+    level_shape,
+    squared_distances,
+    standardise,
+)
 from makel.training.backbones import Backbone
 from makel.training.detector import Batches, Detector, DetectorConfig, Features
 from makel.types import Scores
@@ -55,6 +62,7 @@ class Config(DetectorConfig):
         top: Share of the map whose mean is the image score; 0 for its maximum.
     """
 
+    aspect: Literal["image", "square"] = "image"
     blocks: tuple[int, ...] = (2, 3, 4)
     standardise: bool = True
     normalise: bool = True
@@ -69,6 +77,7 @@ class Config(DetectorConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "fast": {},
         "paper": {
+            "aspect": "square",
             "backbone": "resnext101",
             "blocks": (1, 2, 3),
             "standardise": False,
@@ -95,8 +104,8 @@ class Nearest(Detector):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        side = -(-config.size // backbone.strides[0])
-        self.grid = FeatureGrid(backbone.channels, side, config.project, config.normalise)
+        shape = level_shape(config.size, backbone.strides[0])
+        self.grid = FeatureGrid(backbone.channels, shape, config.project, config.normalise)
         self.register_buffer("bank", torch.zeros(0, self.grid.channels))
         self.register_load_state_dict_pre_hook(_resize_before_load)  # type: ignore[no-untyped-call]
 
@@ -114,7 +123,7 @@ class Nearest(Detector):
 
     def finish(self, good: Batches) -> None:
         """The bank."""
-        positions = self.grid.side**2
+        positions = prod(self.grid.shape)
         total = positions * sum(len(features[0]) for features in good)
         drawn = torch.randperm(total)[: self.config.candidates].sort().values
         parts, first = [], 0

@@ -19,13 +19,13 @@ Both presets take the features of the preset of the same name of skip_ae, so tha
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from makel.methods.layers import FeatureGrid, Moments, finish_scores, principal_axes, standardise
+from makel.methods.layers import FeatureGrid, Moments, finish_scores, level_shape, principal_axes, standardise
 from makel.training.backbones import Backbone
 from makel.training.detector import Batches, Detector, DetectorConfig, Features
 from makel.types import Scores
@@ -43,6 +43,7 @@ class Config(DetectorConfig):
         top: Share of the map whose mean is the image score; 0 for its maximum.
     """
 
+    aspect: Literal["image", "square"] = "image"
     blocks: tuple[int, ...] = (2, 3, 4)
     standardise: bool = True
     normalise: bool = True
@@ -53,6 +54,7 @@ class Config(DetectorConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "fast": {},
         "paper": {
+            "aspect": "square",
             "backbone": "resnext101",
             "blocks": (1, 2, 3),
             "standardise": False,
@@ -84,8 +86,8 @@ class PCA(Detector):
 
     def __init__(self, config: Config, backbone: Backbone) -> None:
         super().__init__(config, backbone)
-        side = -(-config.size // backbone.strides[0])
-        self.grid = FeatureGrid(backbone.channels, side, config.project, config.normalise)
+        shape = level_shape(config.size, backbone.strides[0])
+        self.grid = FeatureGrid(backbone.channels, shape, config.project, config.normalise)
         channels = self.grid.channels
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("complement", torch.zeros(channels, channels))

@@ -13,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import prod
 from typing import Any, ClassVar
 
 import torch
@@ -90,7 +91,7 @@ class PositionGaussian(Reading):
     (folds of the fitted images), so that few images lean on the pooled one and many on their own.
 
     Args:
-        channels, side: The level's shape.
+        channels, shape: The level's, rows and columns.
 
     Attributes:
         mean: (C, H, W) buffer.
@@ -111,11 +112,11 @@ class PositionGaussian(Reading):
     shrinkage: Tensor
     unpack: Tensor
 
-    def __init__(self, channels: int, side: int) -> None:
+    def __init__(self, channels: int, shape: tuple[int, int]) -> None:
         super().__init__()
         triangle = channels * (channels + 1) // 2
-        self.register_buffer("mean", torch.zeros(channels, side, side))
-        self.register_buffer("whitener", torch.zeros(side * side, triangle, dtype=torch.float16))
+        self.register_buffer("mean", torch.zeros(channels, *shape))
+        self.register_buffer("whitener", torch.zeros(prod(shape), triangle, dtype=torch.float16))
         self.register_buffer("shrinkage", torch.zeros(()))
         self.channels = channels
         blocks = max(1, round(channels / self.BLOCK))
@@ -335,7 +336,7 @@ class WholeMap(Reading):
     Bishop 1999, https://doi.org/10.1111/1467-9868.00196), by the variance of the axes that are left out.
 
     Args:
-        channels, side: The level's shape.
+        channels, shape: The level's, rows and columns.
 
     Attributes:
         mean: (D,) buffer, D being channels times the cells of the grid.
@@ -346,7 +347,7 @@ class WholeMap(Reading):
 
     share = 0.75
     GRID = 8
-    """Cells of the grid a side at most; a quarter of the level's side where that is less."""
+    """Cells of the grid a side at most; a quarter of the level's where that is less."""
     EXPLAINED, MOST_AXES = 0.97, 384
     """Axes are taken until they explain this share of the variance, or there are so many."""
     MOST_IMAGES = 1024
@@ -356,10 +357,11 @@ class WholeMap(Reading):
     axes: Tensor
     weight: Tensor
 
-    def __init__(self, channels: int, side: int) -> None:
+    def __init__(self, channels: int, shape: tuple[int, int]) -> None:
         super().__init__()
-        self.grid = max(1, min(self.GRID, side // 4))
-        size = channels * self.grid**2
+        rows, columns = (max(1, min(self.GRID, side // 4)) for side in shape)
+        self.grid = rows, columns
+        size = channels * rows * columns
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("axes", torch.zeros(0, size, dtype=torch.float16))
         self.register_buffer("weight", torch.zeros(0))
@@ -390,7 +392,7 @@ class WholeMap(Reading):
         self.rest.solve()
 
     def forward(self, x: Tensor) -> Tensor:
-        """Squared Mahalanobis distance a channel of what is left, (N, 1, grid, grid), of (N, C, H, W) residuals."""
+        """Squared Mahalanobis distance a channel of what is left, (N, 1, *grid), of (N, C, H, W) residuals."""
         explained = self.mean, self.axes, self.weight
         distance: Tensor = self.rest(self._left(to_side(x, self.grid).flatten(1), explained))
         return distance
@@ -405,11 +407,11 @@ class WholeMap(Reading):
         self.rest.forget()
 
     def _left(self, rows: Tensor, explained: _Explained) -> Tensor:
-        """(N, C, grid, grid) of (N, D)."""
+        """(N, C, *grid) of (N, D)."""
         mean, axes, weight = explained
         axes, centred = axes.float(), rows - mean
         left = centred - (centred @ axes.T * weight) @ axes
-        return left.reshape(-1, self.rest.channels, self.grid, self.grid)
+        return left.reshape(-1, self.rest.channels, *self.grid)
 
     def _explain(self, rows: Tensor) -> _Explained:
         """Mean, axes and weights of (N, D)."""

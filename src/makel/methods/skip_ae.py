@@ -23,7 +23,8 @@ The preset `paper` is this, with every choice the paper leaves open made as foll
 
 The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmarks has the measurements):
 
-10. The image is brought to a standard brightness and contrast, and every channel to zero mean and unit variance.
+10. The image keeps about its aspect (`aspect`). It is brought to a standard brightness and contrast, and every channel
+    to zero mean and unit variance.
 11. Blocks 1 to 3, not resized to one grid: each block but the first, joined by the one before it averaged to its side,
     is a level of its own (strides 8 and 16). Blocks of more than 128 channels are first reduced by a fixed random
     orthonormal projection (Kim et al. 2021, https://arxiv.org/abs/2105.14737).
@@ -63,12 +64,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from makel.errors import UsageError
+from makel.images import in_px
 from makel.methods.layers import (
     LEAST,
     ChannelNorm,
     Projection,
     SkipAutoencoder,
     finish_level_scores,
+    level_shape,
     log_spreads,
     log_top_means,
     neighbourhoods,
@@ -89,7 +92,7 @@ class Config(DetectorConfig):
         standardise: Bring every image to the same brightness and contrast first.
         normalise: Bring every feature channel to zero mean and unit variance over the good images.
         project: Reduce a level with more channels than this to this many; 0 for never.
-        grid: Resize all levels to this side and concatenate them; 0 to keep every level at its own side.
+        grid: Resize all levels to a square of this side and concatenate them; 0 to keep every level at its own side.
         join: Without a grid, give every level but the first the one before as well, averaged to its side, and leave
             out the first.
         widths: Channels of the encoder stages.
@@ -102,6 +105,7 @@ class Config(DetectorConfig):
         schedule: "onecycle" with AdamW, or "constant" with Adam.
     """
 
+    aspect: Literal["image", "square"] = "image"
     blocks: tuple[int, ...] = (1, 2, 3)
     updates: int = 100
     most_epochs: int = 20
@@ -121,6 +125,7 @@ class Config(DetectorConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "fast": {},
         "paper": {
+            "aspect": "square",
             "backbone": "resnext101",
             "blocks": (1, 2, 3),
             "epochs": 150,
@@ -176,22 +181,23 @@ class SkipAE(Detector):
         super().__init__(config, backbone)
         projections = [Projection(c, config.project) for c in backbone.channels]
         channels = [projection.channels for projection in projections]
-        sides = [-(-config.size // stride) for stride in backbone.strides]
+        strides = backbone.strides
+        if config.join and len(channels) > 1 and not config.grid:
+            channels, strides = [fine + coarse for fine, coarse in pairwise(channels)], strides[1:]
+        shapes = [level_shape(config.size, stride) for stride in strides]
         if config.grid:
-            channels, sides = [sum(channels)], [config.grid]
-        elif config.join and len(channels) > 1:
-            channels, sides = [fine + coarse for fine, coarse in pairwise(channels)], sides[1:]
-        if sides[0] % 2 ** len(config.widths):
+            channels, shapes = [sum(channels)], [(config.grid, config.grid)]
+        if min(shapes[0]) < 2 ** len(config.widths):
             raise UsageError(
-                f"size {config.size} with blocks {config.blocks} gives a finest level of side {sides[0]}, which cannot "
-                f"be halved {len(config.widths)} times: choose a size that is a multiple of "
-                f"{2 ** len(config.widths) * config.size // sides[0]}, or fewer widths"
+                f"size {in_px(config.size)} with blocks {config.blocks} gives a finest level of {shapes[0][1]} x "
+                f"{shapes[0][0]}, which cannot be halved {len(config.widths)} times: choose a larger size, or fewer "
+                "widths"
             )
         self.projections = nn.ModuleList(projections)
         norms = [ChannelNorm(c) for c in channels]
         self.norms = cast("Sequence[ChannelNorm]", nn.ModuleList(norms if config.normalise else []))
-        self._shapes = list(zip(channels, sides, strict=True))
-        halvings = [(sides[0] // side).bit_length() - 1 for side in sides[1:]]
+        self._shapes = list(zip(channels, shapes, strict=True))
+        halvings = [(stride // strides[0]).bit_length() - 1 for stride in strides[1 : len(shapes)]]
         self.autoencoder = SkipAutoencoder(channels, halvings, config.widths, config.skips)
         self.readings = nn.ModuleDict()
         self.weights: Tensor
@@ -278,10 +284,10 @@ class SkipAE(Detector):
 
     def _align(self, features: Features) -> list[Tensor]:
         if self.config.grid:
-            return [torch.cat([to_side(level, self.config.grid) for level in features], 1)]
+            return [torch.cat([to_side(level, (self.config.grid, self.config.grid)) for level in features], 1)]
         if self.config.join and len(features) > 1:
             pairs = pairwise(features)
-            return [torch.cat([to_side(fine, coarse.shape[-1]), coarse], 1) for fine, coarse in pairs]
+            return [torch.cat([to_side(fine, coarse.shape[-2:]), coarse], 1) for fine, coarse in pairs]
         return list(features)
 
     def _settle(self, way: str, readings: Mapping[_Key, Reading]) -> None:
@@ -304,12 +310,12 @@ class SkipAE(Detector):
         return {key: self._reading(*key) for key in keys}
 
     def _reading(self, name: str, level: int) -> Reading:
-        channels, side = self._shapes[level]
+        channels, shape = self._shapes[level]
         if name == "patch":
             return NearestResidual(sum(channels for channels, _ in self._shapes), self.config.bank)
         if name == "nearest":
             return NearestResidual(channels, self.config.bank)
-        return WholeMap(channels, side) if name == "whole" else PositionGaussian(channels, side)
+        return WholeMap(channels, shape) if name == "whole" else PositionGaussian(channels, shape)
 
     def _seen(self, key: _Key, residuals: Sequence[Tensor]) -> Tensor:
         """What a reading looks at."""

@@ -144,8 +144,8 @@ class SkipGanomaly(AdversarialDetector):
 
     def __init__(self, config: Config, backbone: None = None) -> None:
         super().__init__(config, backbone)
-        self.generator = UNet(config.size, config.width)
-        self.discriminator = Discriminator(config.size, config.latent, config.width)
+        self.generator = UNet(config.side, config.width)
+        self.discriminator = Discriminator(config.side, config.latent, config.width)
         self._begin()
 
     def training_step(self, features: Features) -> Iterator[tuple[str, Tensor, dict[str, Tensor]]]:

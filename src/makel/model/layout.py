@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from makel.errors import UsageError
-from makel.images import Preparation, prepare
+from makel.images import Preparation, Shape, in_px, prepare
 from makel.model.zones import Point, Zone, Zones
 
 
@@ -34,8 +34,8 @@ class ModelLayout:
     """Zones laid over a model's input.
 
     Attributes:
-        seen: (size, size) bool: what is not ignored. A pixel that an ignored one has any part in is ignored.
-        labels: (size, size) uint8: as `Layout.labels`, for zones that are judged by themselves; 0 elsewhere.
+        seen: (height, width) bool: what is not ignored. A pixel that an ignored one has any part in is ignored.
+        labels: (height, width) uint8: as `Layout.labels`, for zones that are judged by themselves; 0 elsewhere.
         judged: Their labels, in the order of `Zones.judged`.
     """
 
@@ -49,7 +49,7 @@ class ModelLayout:
         return np.asarray(self.seen & (self.labels == 0))
 
     def peaks(self, anomaly_map: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Highest value of a (size, size) map: first of the scored part, then of each of `judged`."""
+        """Highest value of a (height, width) map: first of the scored part, then of each of `judged`."""
         return np.array([anomaly_map[self.seen & (self.labels == label)].max() for label in (0, *self.judged)])
 
 
@@ -85,24 +85,24 @@ def place(zones: Zones, width_px: int, height_px: int, rows: slice | None = None
     return Layout(ignored, labels)
 
 
-def place_on_input(zones: Zones, size: int) -> ModelLayout:
-    """Lay zones over the square a model takes, as `images.prepare` brings images to it.
+def place_on_input(zones: Zones, shape: Shape) -> ModelLayout:
+    """Lay zones over what a model takes, as `images.prepare` brings images to it.
 
     Args:
         zones: The zones.
-        size: Side of the square, in pixels.
+        shape: Height and width of the model's input, in pixels.
 
     Raises:
         UsageError: Everything is ignored, nothing is left for the image score, or a zone has no pixel.
     """
     if not zones.zones or zones.image_size_px is None:
-        return ModelLayout(np.ones((size, size), bool), np.zeros((size, size), np.uint8))
+        return ModelLayout(np.ones(shape, bool), np.zeros(shape, np.uint8))
     whole = place(zones, *zones.image_size_px)
     # The very resize that images go through: above zero is every pixel that an ignored one has a part in.
-    seen = prepare(whole.ignored.astype(np.float32), Preparation(size, "grey"))[0] == 0
+    seen = prepare(whole.ignored.astype(np.float32), Preparation(*shape, "grey"))[0] == 0
     judged = tuple(number for number, zone in enumerate(zones.zones, start=1) if zone.kind == "inspect")
     labels = np.where(np.isin(whole.labels, judged), whole.labels, np.uint8(0))
-    labels = np.asarray(cv2.resize(labels, (size, size), interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
+    labels = np.asarray(cv2.resize(labels, shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT), np.uint8)
     labels[~seen] = 0
     layout = ModelLayout(seen, labels, judged)
     if not seen.any():
@@ -110,7 +110,7 @@ def place_on_input(zones: Zones, size: int) -> ModelLayout:
     for number in judged:
         if not (labels == number).any():
             raise UsageError(
-                f"zone {zones.zones[number - 1].name!r} has no pixel left at the model's input of {size} x {size} px: "
+                f"zone {zones.zones[number - 1].name!r} has no pixel left at the model's input of {in_px(shape)}: "
                 "it is ignored, covered by an earlier zone, or too small; for the last, fit with a larger --size"
             )
     if not layout.scored.any():

@@ -9,16 +9,28 @@ from __future__ import annotations
 
 import json
 import pkgutil
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 import makel
 from makel.calibration import Calibration
 from makel.errors import MakelError, ModelFolderError
-from makel.images import Preparation
+from makel.images import Preparation, Shape
 from makel.model.tiling import Tiling
 from makel.model.zones import Zones
 
@@ -41,6 +53,34 @@ RelativePath = Annotated[
 
 def _is_empty(value: object) -> bool:
     return not value
+
+
+@dataclass(frozen=True)
+class _Square(Preparation):
+    """A preparation as it was written when every input was a square: with one `size`, which it is written with again.
+
+    What was written then must stay what it is, to the byte.
+    """
+
+
+def _read_preparation(value: Any) -> Any:
+    if not (isinstance(value, dict) and "size" in value):
+        return value
+    sides = {"height": value["size"], "width": value["size"]}
+    others = {key: each for key, each in value.items() if key != "size"}
+    return _SQUARE.validate_python({**others, **sides}) if not sides.keys() & others.keys() else value
+
+
+def _write_preparation(preparation: Preparation) -> dict[str, Any]:
+    values = asdict(preparation)
+    if isinstance(preparation, _Square):
+        values["size"] = values.pop("height")
+        del values["width"]
+    return values
+
+
+_SQUARE = TypeAdapter(_Square)
+_Preparation = Annotated[Preparation, BeforeValidator(_read_preparation), PlainSerializer(_write_preparation)]
 
 
 class Section(BaseModel):
@@ -193,12 +233,13 @@ class Tried(Section):
     """A candidate that a latency budget made fitting measure.
 
     Attributes:
-        size: Side of the input, in pixels.
+        size: Height and width of the input, in pixels; one number of a square, in what was written before there were
+            others.
         backbone: Name of the backbone; "" for a method without one.
         p99_ms: 99th percentile from a decoded image to its verdict.
     """
 
-    size: int
+    size: int | Shape
     backbone: str
     p99_ms: float
 
@@ -264,7 +305,7 @@ class Draft(Section):
 
     makel_version: str = Field(default_factory=lambda: makel.__version__)
     method: Method
-    preprocessing: Preparation
+    preprocessing: _Preparation
     backbone: Backbone | None
     calibration: Calibration
     provenance: Provenance

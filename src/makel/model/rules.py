@@ -50,7 +50,7 @@ class Rules:
     def __init__(self, manifest: Draft) -> None:
         self.calibration: Calibration = manifest.calibration
         self.zones = manifest.zones or Zones()
-        self.layout: ModelLayout = place_on_input(self.zones, manifest.preprocessing.size)
+        self.layout: ModelLayout = place_on_input(self.zones, manifest.preprocessing.shape)
         self._place = lru_cache(maxsize=2)(self._layout_of)
 
     @property
@@ -65,7 +65,8 @@ class Rules:
 
         Args:
             score: What the model gives.
-            small: (size, size) float32, the map it gives; None of a model with tiles, which has no zones.
+            small: (height, width) float32 of the model's input, the map it gives; None of a model with tiles, which has
+                no zones.
             regions: The regions of the image, none of them below the minimum area; looked at only where there is one.
         """
         parts = [("", score, self.calibration)]

@@ -111,7 +111,7 @@ class ModelBody(BaseModel):
     queue: int = Field(description="Images under way at most")
     depth: int = Field(description="Images under way")
     method: str
-    size_px: int | None
+    size_px: tuple[int, int] | None = Field(description="Width and height of what it sees of an image")
     image_threshold: float | None
     pixel_threshold: float | None
     promised_false_reject: float | None = Field(description="Share of good parts it rejects at most")
@@ -212,7 +212,7 @@ class FitSettingsBody(BaseModel):
     """What a fit was told; null leaves it to the preset."""
 
     preset: str
-    size: int | None
+    size: int | tuple[int, int] | None = Field(description="Pixels, as the side of a square; or height and width")
     epochs: int | None
     false_reject: float
     calibrate: str

@@ -340,7 +340,7 @@ def _as_fitted(inspector: Inspector, false_reject: float) -> FitSettings:
     epochs = manifest.method.config.get("epochs")
     return FitSettings(
         preset=manifest.method.preset,
-        size=manifest.preprocessing.size,
+        size=manifest.preprocessing.shape,
         epochs=epochs if isinstance(epochs, int) else None,
         false_reject=false_reject,
         calibrate="holdout" if manifest.provenance.holdout else "cross",

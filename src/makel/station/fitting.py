@@ -44,7 +44,7 @@ class FitSettings:
 
     Attributes:
         preset: "fast" or "paper".
-        size: Side of the image the model sees, in pixels.
+        size: What the model sees of an image: the side of a square of as many pixels, or height and width.
         epochs: Passes over the images.
         false_reject: Share of good parts that may be rejected.
         calibrate: "holdout" or "cross".
@@ -52,7 +52,7 @@ class FitSettings:
     """
 
     preset: str = "fast"
-    size: int | None = None
+    size: int | tuple[int, int] | None = None
     epochs: int | None = None
     false_reject: float = 0.01
     calibrate: str = "holdout"
@@ -60,9 +60,10 @@ class FitSettings:
 
     def arguments(self) -> list[str]:
         """The same for the command line."""
+        size = f"{self.size[1]}x{self.size[0]}" if isinstance(self.size, tuple) else self.size
         given = {
             "--preset": self.preset,
-            "--size": self.size,
+            "--size": size,
             "--epochs": self.epochs,
             "--false-reject": self.false_reject,
             "--calibrate": self.calibrate,

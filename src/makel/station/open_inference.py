@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from makel.errors import UsageError
+from makel.images import Shape
 
 INPUT = "image"
 OUTPUTS = ("score", "anomaly_map")
@@ -38,13 +39,13 @@ class InferenceRequest:
     outputs: dict[str, bool]
 
 
-def read(body: bytes, header_length: str | None, size: int) -> InferenceRequest:
+def read(body: bytes, header_length: str | None, shape: Shape) -> InferenceRequest:
     """Understand a request.
 
     Args:
         body: JSON, with the bytes of tensors behind it where `header_length` says so.
         header_length: The header Inference-Header-Content-Length; None without.
-        size: Side of the image that the model takes.
+        shape: Height and width of the images that the model takes, in pixels.
 
     Raises:
         UsageError: It is no request this model can answer; the message says what was expected.
@@ -57,7 +58,7 @@ def read(body: bytes, header_length: str | None, size: int) -> InferenceRequest:
     inputs = _field(request, "inputs", list)
     if len(inputs) != 1 or _field(inputs[0], "name", str) != INPUT:
         raise UsageError(f"the request must have one input, {INPUT!r}")
-    images = _tensor(inputs[0], body[split:], (3, size, size))
+    images = _tensor(inputs[0], body[split:], (3, *shape))
     as_bytes = _option(request, "binary_data_output", False)
     wanted = _field(request, "outputs", list) if "outputs" in request else []
     outputs = {_field(output, "name", str): _option(output, "binary_data", as_bytes) for output in wanted}
@@ -100,16 +101,16 @@ def write(
     return b"".join([head, *tail]), {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
 
 
-def metadata(model: str, versions: Sequence[str], size: int) -> dict[str, Any]:
-    """What a model takes and gives; -1 stands for any number of images."""
+def metadata(model: str, versions: Sequence[str], shape: Shape) -> dict[str, Any]:
+    """What a model that sees images of this height and width takes and gives; -1 stands for any number of images."""
     return {
         "name": model,
         "versions": list(versions),
         "platform": "onnxruntime_onnx",
-        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, 3, size, size]}],
+        "inputs": [{"name": INPUT, "datatype": "FP32", "shape": [-1, 3, *shape]}],
         "outputs": [
             {"name": "score", "datatype": "FP32", "shape": [-1]},
-            {"name": "anomaly_map", "datatype": "FP32", "shape": [-1, 1, size, size]},
+            {"name": "anomaly_map", "datatype": "FP32", "shape": [-1, 1, *shape]},
         ],
     }
 

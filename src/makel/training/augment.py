@@ -28,7 +28,7 @@ def with_copies(
     """Every prepared image and then its copies, a block of images at a time; errors are passed on.
 
     Args:
-        images: (3, S, S) float32 in [0, 1] each.
+        images: (3, H, W) float32 in [0, 1] each.
         seed: Draws the copies.
     """
     rng = np.random.default_rng(seed)
@@ -51,14 +51,14 @@ def with_copies(
 
 
 def jitter(image: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """(3, S, S) in [0, 1], turned, shifted and lit a little differently; what comes in at the border is its mirror."""
-    side = image.shape[1]
-    turn = cv2.getRotationMatrix2D((side / 2, side / 2), rng.uniform(-TURN_DEGREES, TURN_DEGREES), 1.0)
-    turn[:, 2] += rng.uniform(-SHIFT, SHIFT, 2) * side
+    """(3, H, W) in [0, 1], turned, shifted and lit a little differently; what comes in at the border is its mirror."""
+    _, height, width = image.shape
+    turn = cv2.getRotationMatrix2D((width / 2, height / 2), rng.uniform(-TURN_DEGREES, TURN_DEGREES), 1.0)
+    turn[:, 2] += rng.uniform(-SHIFT, SHIFT, 2) * np.array([width, height])
     moved = cv2.warpAffine(
         np.ascontiguousarray(image.transpose(1, 2, 0)),
         turn,
-        (side, side),
+        (width, height),
         flags=cv2.INTER_LINEAR,
         borderMode=cv2.BORDER_REFLECT_101,
     )

@@ -17,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from math import ceil
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -25,12 +25,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from makel.errors import TrainingError, UsageError
+from makel.images import Shape
 from makel.training.backbones import Backbone
 from makel.training.inspected import Inspected
 from makel.types import Scores
 
 Features = tuple[Tensor, ...]
 """What `extract` gives: one (N, C, H, W) tensor a level. A method on raw pixels gives one level, the image itself."""
+
+SIZE = 256
+"""Side in pixels of a square of as many pixels as a method sees where nobody says otherwise."""
 
 Batches = Iterable[Features]
 """A re-iterable of feature batches, in a fixed order: iterate as often as needed."""
@@ -42,7 +46,9 @@ class DetectorConfig:
     `for_tiles` those that change, whatever the preset, where images are cut into tiles.
 
     Attributes:
-        size: Side of the square input image, in pixels.
+        size: Height and width of the input image, in pixels; one number stands for a square.
+        aspect: Whether `makel.fit` gives the input the aspect of the good images, with about as many pixels as `size`
+            has, where nobody gives it both sides; or leaves it the square that `size` is.
         backbone: Name of the frozen backbone, "" for a method that needs none.
         blocks: Backbone blocks to take features from, 1 is the finest.
         epochs: Passes over the images that are fitted on; 0 for as many as `updates` takes.
@@ -51,7 +57,8 @@ class DetectorConfig:
         batch_size: Images a training step.
     """
 
-    size: int = 256
+    size: Shape = (SIZE, SIZE)
+    aspect: Literal["image", "square"] = "square"
     backbone: str = "tf_efficientnet_lite0"
     blocks: tuple[int, ...] = (1, 2, 3)
     epochs: int = 0
@@ -61,6 +68,11 @@ class DetectorConfig:
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {"fast": {}, "paper": {}}
     for_tiles: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", as_shape(self.size))
+        if self.aspect not in ("image", "square"):
+            raise UsageError(f"aspect {self.aspect!r} is not known: choose image or square")
 
     def epochs_for(self, n_batches: int) -> int:
         """Passes over images that make `n_batches` batches.
@@ -89,6 +101,21 @@ class DetectorConfig:
                 hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
                 raise UsageError(f"setting {key!r} is not known: {hint}")
         return changes
+
+
+def as_shape(size: object) -> Shape:
+    """Height and width in pixels of a size as it is given: both, as any sequence, or the side of a square.
+
+    Raises:
+        UsageError: It is neither, or a side is below 1.
+    """
+    sides = (size, size) if isinstance(size, int) else size
+    match sides:
+        case (int(height), int(width)) if min(height, width) > 0 and not isinstance(size, bool):
+            return height, width
+    raise UsageError(
+        f"size {size!r} is no size of an image: give a whole number of pixels from 1 on, or height and width as two"
+    )
 
 
 class Detector(nn.Module, ABC):

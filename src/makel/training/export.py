@@ -41,18 +41,17 @@ class _Outputs(nn.Module):
 
 
 def export_onnx(detector: Detector, path: Path) -> None:
-    """Write a fitted detector as one ONNX file: image (N, 3, size, size) → score (N,), anomaly_map (N, 1, size, size).
+    """Write a fitted detector as one ONNX file: image (N, 3, H, W) → score (N,), anomaly_map (N, 1, H, W).
 
     Args:
         detector: Fitted, in eval mode. It is moved to the CPU and stays there.
-        path: The file to write. Weights are inside; the batch size is dynamic.
+        path: The file to write. Weights are inside; N is dynamic, H and W are those of `config.size`.
 
     Raises:
         TrainingError: The detector is not fitted.
     """
     detector.require_fitted()
     detector.cpu().eval()
-    size = detector.config.size
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     with warnings.catch_warnings(), torch.no_grad():
@@ -64,7 +63,7 @@ def export_onnx(detector: Detector, path: Path) -> None:
             torch.onnx.export(
                 _Outputs(detector).eval(),
                 # Two images, since a one would be taken for a constant.
-                (torch.rand(2, 3, size, size),),
+                (torch.rand(2, 3, *detector.config.size),),
                 str(path),
                 dynamo=False,
                 opset_version=18,

@@ -212,8 +212,7 @@ def extract_shared(
 
 
 def _shared_key(detector: Detector, image_hashes: Sequence[str], preparation: Preparation, device: torch.device) -> str:
-    size = preparation.size
-    probe = torch.from_numpy(np.random.default_rng(0).random((2, 3, size, size), np.float32))
+    probe = torch.from_numpy(np.random.default_rng(0).random((2, 3, *preparation.shape), np.float32))
     key = sha256(json.dumps([sorted(image_hashes), asdict(preparation), device.type]).encode())
     with torch.no_grad():
         for level in detector.features(probe.to(device)):

@@ -7,7 +7,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -28,7 +28,7 @@ from makel.datasets import Dataset, digest, folds, hashes, load, split
 from makel.errors import DatasetError, ImageError, UsageError
 from makel.evaluation.held_out import HeldOut, scan_image, score_held_out
 from makel.evaluation.report import find_doubtful, write_fit_report
-from makel.images import Preparation, decode_all, read_header, shown
+from makel.images import Preparation, Shape, decode_all, in_px, read_header, shown
 from makel.methods import load as load_method
 from makel.model import folder as model_folder
 from makel.model import golden
@@ -50,10 +50,11 @@ from makel.model.tiling import Tiling
 from makel.model.zones import Zones
 from makel.training import backbones, latency
 from makel.training.augment import COPIES
-from makel.training.detector import Detector, DetectorConfig
+from makel.training.detector import Detector, DetectorConfig, as_shape
 from makel.training.export import check_parity, export_onnx, torch_scores
 from makel.training.features import Extraction, Progress, extract, extract_shared
 from makel.training.loop import Checkpoint, train
+from makel.training.shape import image_sizes, input_shape
 from makel.training.summary import FitSummary
 from makel.training.tiles import TilePlan
 from makel.training.torch_session import TorchSession
@@ -99,7 +100,7 @@ def fit(
     preset: str = "fast",
     backbone: str | None = None,
     blocks: Sequence[int] | None = None,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     epochs: int | None = None,
     batch_size: int | None = None,
     settings: Mapping[str, Any] | None = None,
@@ -126,7 +127,9 @@ def fit(
         preset: "fast" or "paper".
         backbone: Overrides the preset's.
         blocks: Overrides the preset's backbone blocks.
-        size: Overrides the preset's side of the square input image, in pixels.
+        size: Overrides how much the model sees of an image, in pixels: the height and width of its input; or as one
+            number the side of a square, of which a method whose `aspect` is "image" takes the pixels alone and the
+            images' own aspect (`makel.training.shape.input_shape`).
         epochs: Overrides the preset's passes over the images.
         batch_size: Overrides the preset's images a training step.
         settings: Overrides any other settings of the method's `Config`.
@@ -200,6 +203,7 @@ def fit(
     with model_folder.staging(target) as stage, _work_folder(target, resume) as work:
         with watch.stage("data", progress):
             dataset = data if isinstance(data, Dataset) else load(Path(data))
+        shape_of = _shapes(config, changes.get("size"), dataset, tiling)
         choice = None
         if latency_budget is not None:
             with watch.stage("latency"):
@@ -208,6 +212,7 @@ def fit(
                     dataset,
                     config,
                     given=changes.keys(),
+                    shape_of=shape_of,
                     build=lambda changed: build_detector(detector_class, changed, seed),
                     # Everything that decides the shape of the network, and nothing that decides how well it learns.
                     fit=partial(
@@ -226,6 +231,8 @@ def fit(
                     progress=progress,
                 )
             config = replace(config, size=choice.size, backbone=choice.backbone)
+        else:
+            config = replace(config, size=shape_of(config.size[0]))
         with watch.stage("data", progress):
             parts = split(dataset, holdout=0.0 if calibrate == "cross" else holdout, seed=seed)
             to_fit = parts.fit
@@ -236,7 +243,7 @@ def fit(
             if tiles:
                 tiles.check()
             pixels = tiles.pixels() if tiles else decode_all(sample.image_path for sample in to_fit)
-            preparation = Preparation.of(pixels, size=config.size)
+            preparation = Preparation.of(pixels, shape=config.size)
         with watch.stage("backbone", progress):
             detector = build_detector(detector_class, config, seed, layout).to(where)
         with watch.stage("features"):
@@ -387,6 +394,29 @@ def choose_device(name: str) -> torch.device:
         found = ", ".join(key for key, here in there.items() if here)
         raise UsageError(f"device {name!r} is not on this machine: choose auto, or one of {found}")
     return torch.device(name)
+
+
+def _shapes(config: DetectorConfig, given: object, dataset: Dataset, tiling: Tiling | None) -> Callable[[int], Shape]:
+    """What tells the height and width of the input for as many pixels as a square of so many a side has.
+
+    Args:
+        config: The settings.
+        given: The size that somebody gave, if anybody did: both sides are taken as they are.
+        dataset: The good images.
+        tiling: How images are cut; a tile is a square.
+
+    Raises:
+        UsageError: Tiles are to be brought to what is no square.
+    """
+    height, width = config.size
+    if tiling and height != width:
+        raise UsageError(f"a tile is a square and cannot be seen at {in_px(config.size)}: give one number as size")
+    if given is not None and not isinstance(given, int):
+        return lambda _: config.size
+    if config.aspect == "square" or tiling:
+        return as_shape
+    sizes = image_sizes(sample.image_path for sample in dataset.good)
+    return partial(input_shape, sizes) if sizes else as_shape  # that none can be read is said when they are decoded
 
 
 def build_detector(

@@ -7,6 +7,8 @@ either way. Painted over, it cannot change a single bit of what the model gives.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -47,9 +49,9 @@ class Inspected(nn.Module):
         mean = (image * self.mask).sum((2, 3), keepdim=True) / self.mask.sum()
         return image * self.mask + mean * (1 - self.mask)
 
-    def positions(self, side: int) -> Tensor:
-        """Which positions of a side x side map, flattened, lie at least in part on what is scored: (count,) int64."""
+    def positions(self, shape: Sequence[int]) -> Tensor:
+        """Positions of a (rows, columns) map, flattened, at least in part on what is scored: (count,) int64."""
         # Worked out of the graph, where a number of positions that depends on data has no fixed shape.
-        side = int(side)  # a tensor while the model is exported
-        share = cv2.resize(self._scored, (side, side), interpolation=cv2.INTER_AREA)
+        rows, columns = map(int, shape)  # tensors while the model is exported
+        share = cv2.resize(self._scored, (columns, rows), interpolation=cv2.INTER_AREA)
         return torch.tensor(np.flatnonzero(share > 0).tolist(), dtype=torch.int64)

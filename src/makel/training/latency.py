@@ -22,7 +22,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -34,18 +34,20 @@ from numpy.typing import NDArray
 
 from makel.datasets import Dataset, distinct
 from makel.errors import DatasetError, ImageError, UsageError, WeightsError
-from makel.images import decode_all, read
+from makel.images import Shape, decode_all, in_px, read
 from makel.model.folder import ModelFolder, open_folder
 from makel.model.inspector import Inspector
 from makel.model.manifest import RUNS, Draft, Latency, Manifest, Tried
 from makel.model.session import default_threads, open_session
-from makel.training.detector import DetectorConfig
+from makel.training.detector import DetectorConfig, as_shape
 from makel.training.facts import facts_of
 from makel.training.features import Progress
 from makel.training.weights import find
 from makel.types import Sample
 
 SIZES = (128, 192, 224, 256, 320, 384)
+"""Sides of squares of as many pixels as a candidate sees."""
+
 BACKBONES = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
 """One family, smallest first; those whose weights are on this machine take part."""
 
@@ -68,12 +70,12 @@ class Choice:
     """What to fit.
 
     Attributes:
-        size: Side of the input, in pixels.
+        size: Height and width of the input, in pixels.
         backbone: Name of the backbone; "" for a method without one.
         tried: Every candidate that was measured, in that order.
     """
 
-    size: int
+    size: Shape
     backbone: str
     tried: tuple[Tried, ...]
 
@@ -104,6 +106,7 @@ def choose(
     config: DetectorConfig,
     *,
     given: Container[str],
+    shape_of: Callable[[int], Shape],
     build: Callable[[DetectorConfig], object],
     fit: Callable[..., object],
     progress: Progress,
@@ -115,6 +118,7 @@ def choose(
         dataset: The good images.
         config: The settings as they would be without a budget.
         given: Settings that the user chose, and that stay.
+        shape_of: Height and width of the input for as many pixels as a square of this side has.
         build: Builds an unfitted detector, or refuses the settings with a UsageError.
         fit: `makel.fit` but for the images, the folder, `size` and `backbone`.
         progress: Called as candidates are measured.
@@ -126,14 +130,16 @@ def choose(
     samples, images = _first_readable(dataset)
     few = replace(dataset, good=samples, test=())
     names = backbones_for(config.backbone, fixed="backbone" in given)
-    sizes = (config.size,) if "size" in given else sizes_for(config.size, max(max(each.shape[:2]) for each in images))
+    side, longest_px = config.size[0], max(max(each.shape[:2]) for each in images)
+    sides = (side,) if "size" in given else sizes_for(side, longest_px)
+    sizes = sorted({shape_of(each) for each in sides}, key=lambda shape: (prod(shape), shape))
     usable = [size for size in sizes if _builds(build, replace(config, size=size, backbone=names[0]))]
     if not usable:
-        build(replace(config, backbone=names[0]))
+        build(replace(config, size=shape_of(side), backbone=names[0]))
     most = len(usable).bit_length() + len(names) - 1
     n_measured = 0
 
-    def measure(size: int, backbone: str) -> Timing:
+    def measure(size: Shape, backbone: str) -> Timing:
         nonlocal n_measured
         with TemporaryDirectory() as folder:
             fit(few, Path(folder) / "model", size=size, backbone=backbone or None)
@@ -153,18 +159,18 @@ def backbones_for(name: str, *, fixed: bool) -> tuple[str, ...]:
 
 
 def sizes_for(size: int, longest_px: int) -> tuple[int, ...]:
-    """The sizes to choose from, ascending: the preset's own, smaller ones, and larger ones that the images can fill."""
+    """Sides of squares to choose from, ascending: the preset's own, smaller, and larger ones that images can fill."""
     enough = next((each for each in SIZES if each >= longest_px), SIZES[-1])
     return tuple(sorted(each for each in {*SIZES, size} if each <= max(enough, size)))
 
 
 def search(
-    sizes: Sequence[int], backbones: Sequence[str], budget_ms: float, measure: Callable[[int, str], Timing]
+    sizes: Sequence[Shape], backbones: Sequence[str], budget_ms: float, measure: Callable[[Shape, str], Timing]
 ) -> Choice:
     """The preferred candidate that keeps the budget.
 
     Args:
-        sizes: Ascending.
+        sizes: Heights and widths of the input, ascending in pixels.
         backbones: Ascending.
         budget_ms: What a decoded image may take at the 99th percentile.
         measure: Times one candidate.
@@ -174,7 +180,7 @@ def search(
     """
     tried: list[Tried] = []
 
-    def keeps(size: int, backbone: str) -> bool:
+    def keeps(size: Shape, backbone: str) -> bool:
         timing = measure(size, backbone)
         tried.append(Tried(size=size, backbone=backbone, p99_ms=timing.p99_ms))
         return timing.p99_ms <= HEADROOM * budget_ms
@@ -183,7 +189,8 @@ def search(
     count = bisect_left(sizes, True, key=lambda size: not keeps(size, backbones[0]))
     if not count:
         fastest = min(tried, key=lambda each: each.p99_ms)
-        name = f"{fastest.backbone} at {fastest.size} px" if fastest.backbone else f"{fastest.size} px"
+        size_px = in_px(as_shape(fastest.size))
+        name = f"{fastest.backbone} at {size_px}" if fastest.backbone else size_px
         raise UsageError(
             f"a latency budget of {budget_ms:g} ms cannot be kept on this machine: the fastest there is, {name}, takes "
             f"{fastest.p99_ms:.1f} ms at the 99th percentile from a decoded image to its verdict, and a tenth of the "

@@ -64,7 +64,7 @@ class TorchSession:
             manifest.method,
             manifest.backbone,
             folder.read(WEIGHTS_NAME),
-            place_on_input(manifest.zones or Zones(), manifest.preprocessing.size),
+            place_on_input(manifest.zones or Zones(), manifest.preprocessing.shape),
             name=str(folder.path / WEIGHTS_NAME),
             device=torch.device(provider),
         )
@@ -125,8 +125,7 @@ class TorchSession:
         Raises:
             UsageError: The array has another type or shape than the model takes.
         """
-        size = self.detector.config.size
-        check_images(images, (3, size, size))
+        check_images(images, (3, *self.detector.config.size))
         return torch_scores(self.detector, images)
 
 

@@ -113,7 +113,7 @@ export class ModelsView {
         h("td", null, version.problem ? h("span", { class: "problem" }, version.problem) : version.active ? h("strong", { class: "judges" }, shape("pass"), "judges now") : act("Activate", "activate", { version: version.version }, version.version === chosen ? "primary" : "")),
       ),
     );
-    const facts = [model.method, model.size_px ? `${model.size_px} px` : "", model.n_calibrate ? `${model.n_calibrate} images held out` : ""].filter(Boolean).join(", ");
+    const facts = [model.method, model.size_px ? `${model.size_px.join(" x ")} px` : "", model.n_calibrate ? `${model.n_calibrate} images held out` : ""].filter(Boolean).join(", ");
     return h(
       "section",
       { class: "card" },

@@ -76,8 +76,8 @@ def router(station: Station) -> APIRouter:
     def described(name: Name, version: Number | None = None) -> Response:
         line = _line(station, name, version)
         active = str(station.registry.active(name))
-        size = line.inspector.manifest.preprocessing.size
-        return JSONResponse(open_inference.metadata(name, [active], size))
+        shape = line.inspector.manifest.preprocessing.shape
+        return JSONResponse(open_inference.metadata(name, [active], shape))
 
     def model_ready(name: Name, version: Number | None = None) -> Response:
         _line(station, name, version)
@@ -85,9 +85,9 @@ def router(station: Station) -> APIRouter:
 
     async def infer(request: Request, name: Name, version: Number | None = None) -> Response:
         line = await run_in_threadpool(_line, station, name, version)
-        size = line.inspector.manifest.preprocessing.size
+        shape = line.inspector.manifest.preprocessing.shape
         header_length = request.headers.get(open_inference.HEADER_LENGTH)
-        asked = await run_in_threadpool(open_inference.read, await request.body(), header_length, size)
+        asked = await run_in_threadpool(open_inference.read, await request.body(), header_length, shape)
         arrays = await asyncio.wrap_future(line.run(lambda inspector: _scores(inspector, asked.images, line.batch)))
         active = str(station.registry.active(name))
         body, headers = await run_in_threadpool(open_inference.write, asked, name, active, arrays)

@@ -79,7 +79,9 @@ def router(station: Station) -> APIRouter:
         who: Engineer,
         name: Annotated[str, Query(pattern=f"^{NAME.pattern}$", description="What to serve the model under")],
         preset: Literal["fast", "paper"] = "fast",
-        size: Annotated[int | None, Query(ge=32, le=2048, description="Side of the image the model sees, px")] = None,
+        size: Annotated[
+            int | None, Query(ge=32, le=2048, description="Side of a square of as many pixels as the model sees")
+        ] = None,
         epochs: Annotated[int | None, Query(ge=1, le=100_000)] = None,
         false_reject: Annotated[
             float, Query(gt=0, lt=1, description="Share of good parts that may be rejected")

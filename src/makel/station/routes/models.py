@@ -174,7 +174,7 @@ def _model(station: Station, name: str) -> dict[str, Any]:
         "model_id": manifest.model_id,
         "depth": line.depth,
         "method": manifest.method.name,
-        "size_px": manifest.preprocessing.size,
+        "size_px": [manifest.preprocessing.width, manifest.preprocessing.height],
         "image_threshold": manifest.calibration.image_threshold,
         "pixel_threshold": manifest.calibration.pixel_threshold,
         "promised_false_reject": manifest.calibration.promised_false_reject,
