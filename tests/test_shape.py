@@ -110,7 +110,7 @@ def wide(line, tmp_path_factory):
 
 def test_a_fit_takes_the_aspect_of_its_images(wide):
     manifest = wide.manifest
-    assert manifest.preprocessing.shape == (80 // 32 * 32 + 32, 192)
+    assert manifest.preprocessing.shape == (96, 192)
     assert manifest.method.config["size"] == [96, 192]
     raw = json.loads((wide.path / "model.json").read_text())
     assert (raw["preprocessing"]["height"], raw["preprocessing"]["width"]) == (96, 192)
@@ -140,6 +140,16 @@ def test_the_paper_and_tiles_are_squares(line, tmp_path):
         fit(line, tmp_path / "refused", tile=64, **{**PCA, "size": (64, 96)})
     square = fit(line, tmp_path / "square", settings={"aspect": "square"}, **{**PCA, "size": 64})
     assert square.manifest.preprocessing.shape == (64, 64)
+
+
+def test_a_latency_budget_measures_every_shape_once(line, tmp_path):
+    backbone = "efficientnet_lite0"
+    settings = {"method": "pca", "backbone": backbone, "false_reject": 0.5}
+    manifest = fit(line, tmp_path / "model", latency_budget=60_000, **settings).manifest
+    # From 128 on, the images have fewer pixels than each of the sizes that are tried.
+    assert [(each.size, each.backbone) for each in manifest.latency.tried] == [((96, 192), backbone)]
+    assert manifest.preprocessing.shape == (96, 192)
+    assert open_folder(tmp_path / "model").manifest == manifest
 
 
 def as_before(path: Path) -> Path:

@@ -49,7 +49,7 @@ def part(rng, *, product="ring", light=1.0, blur=0.0, shift=(0.0, 0.0), worn=0.0
 
 def model_of(target, images, preparation):
     """A model that is calibrated on images, of which the first four are golden."""
-    size = preparation.size
+    size = preparation.shape
     plain = Inspector.load(tiny_model.write(target, size=size, preprocessing=preparation))
     prepared = np.stack([plain.prepare(image).image for image in images])
     scores = plain.scores(prepared).image
