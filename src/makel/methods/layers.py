@@ -140,10 +140,14 @@ class SkipAutoencoder(nn.Module):
 
 
 def _fitted(x: Tensor, like: Tensor) -> Tensor:
-    """(N, C, h, w) with its last row or column repeated where `like` has one more: a side that is odd was halved."""
-    down, across = (int(wanted) > int(given) for wanted, given in zip(like.shape[-2:], x.shape[-2:], strict=True))
-    x = torch.cat([x, x[:, :, -1:]], 2) if down else x
-    return torch.cat([x, x[..., -1:]], 3) if across else x
+    """(N, C, h, w) at the height and width of `like`, which differ where an odd side was halved.
+
+    What is over at the end of a side is cut off; what is missing, one row or column, is the last one again.
+    """
+    high, wide = map(int, like.shape[-2:])  # tensors while a model is exported
+    x = x[:, :, :high, :wide]
+    x = x if int(x.shape[2]) == high else torch.cat([x, x[:, :, -1:]], 2)
+    return x if int(x.shape[3]) == wide else torch.cat([x, x[..., -1:]], 3)
 
 
 class Projection(nn.Module):
