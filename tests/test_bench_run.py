@@ -70,7 +70,7 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(finished):
         ("anogan", "1", "done"),
         ("skip_ae", "0", "failed"),
     ]
-    assert rows[2]["error"].startswith("UsageError: size 64 with blocks (2, 3) gives a finest level of side 4")
+    assert rows[2]["error"].startswith("UsageError: size 64 x 64 px with blocks (2, 3) gives a finest level of 4 x 4")
     assert done.stderr.splitlines()[-1] == "makel: 1 cell failed: mend the cause and run again with --retry"
     assert "UsageError: size 64" in done.stderr
     lines = done.stdout.splitlines()
