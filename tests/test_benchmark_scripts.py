@@ -75,13 +75,23 @@ def test_no_two_pictures_are_the_same(tmp_path):
     assert len(load(tmp_path).good) == 7
 
 
-def test_what_a_peer_prints_becomes_a_row(tmp_path):
+def test_what_a_peer_prints_becomes_a_row():
     from peers import row_of
     from rows import Done
 
-    printed = {"peer": "anomalib dfm", "fit_s": 10.5, "ms": 157.4, "image_auroc": 0.98, "pixel_auroc": 0.96}
-    row = row_of(Path("data/parts"), "anomalib dfm", 0, Done(printed, "", 40.0, 876, 0.5), {"peer anomalib": "2.7.0"})
-    assert (row["category"], row["ms_p50"], row["ms_p99"], row["error"]) == ("parts", 157.4, "", "")
-    assert '"peer anomalib": "2.7.0"' in row["versions"]
-    broken = row_of(Path("data/parts"), "anomalib dfm", 0, Done(None, "no memory", 4.0, 876, 0.5), {})
-    assert (broken["fit_s"], broken["error"]) == ("", "no memory")
+    printed = {"model": "dfm", "fit_s": 10.5, "ms_p50": 157.4, "ms_p99": 210.0}
+    found = {"image_auroc": 0.98, "pixel_auroc": None, "miss_5": 0.25}
+
+    def row(done, found, timed=True):
+        said = {"versions": {"peer anomalib": "2.7.0"}, "threads": 1}
+        return row_of("parts", "anomalib dfm", 256, 0, done, found, timed=timed, **said)
+
+    measured = row(Done(printed, "", 40.0, 876, 0.5), found)
+    assert (measured["category"], measured["size"], measured["ms_p50"], measured["error"]) == ("parts", 256, 157.4, "")
+    assert (measured["miss_5"], measured["pixel_auroc"], measured["aupro_30"]) == (0.25, "", "")
+    assert '"peer anomalib": "2.7.0"' in measured["versions"]
+    assert measured["machine"].endswith("threads 1")
+    accuracy = row(Done(printed, "", 40.0, 876, 0.5), found, timed=False)
+    assert (accuracy["fit_s"], accuracy["ms_p50"], accuracy["ms_p99"], accuracy["image_auroc"]) == ("", "", "", 0.98)
+    broken = row(Done(None, "no memory", 4.0, 876, 0.5), {})
+    assert (broken["fit_s"], broken["image_auroc"], broken["error"]) == ("", "", "no memory")
