@@ -19,6 +19,34 @@ def read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def read_peers(name: str) -> list[dict[str, str]]:
+    """Rows of makel and its peers; `found_5` is what is not missed."""
+    return [{**row, "found_5": str(1 - float(row["miss_5"])) if row["miss_5"] else ""} for row in read(name)]
+
+
+def sizes_of_peers(rows: list[dict[str, str]]) -> list[str]:
+    """Sides of the image that peers were measured at; ours where there are no peers."""
+    theirs = {row["size"] for row in rows if row["who"] != "makel"}
+    return sorted(theirs or {row["size"] for row in rows}, key=int)
+
+
+def ours_beside(rows: list[dict[str, str]], category: str, size: str) -> list[dict[str, str]]:
+    """Our rows that stand beside peers of a size: those at the same, or else at the nearest one."""
+    ours = grouped([row for row in rows if row["who"] == "makel" and row["category"] == category], "size")
+    nearest = min(ours, key=lambda key: (abs(int(key[0]) - int(size)), int(key[0])), default=None)
+    return [] if nearest is None else ours[nearest]
+
+
+def done(rows: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Those that did not fail."""
+    return [row for row in rows if not row["error"]]
+
+
+def average(rows: list[dict[str, str]], key: str) -> float | None:
+    values = [float(row[key]) for row in rows if row[key]]
+    return mean(values) if values else None
+
+
 def spread(rows: list[dict[str, str]], key: str, digits: int = 3) -> str:
     values = [float(row[key]) for row in rows if row[key]]
     if not values:
@@ -29,6 +57,11 @@ def spread(rows: list[dict[str, str]], key: str, digits: int = 3) -> str:
 def middle(rows: list[dict[str, str]], key: str, form: str = ".1f") -> str:
     values = [float(row[key]) for row in rows if row[key]]
     return f"{median(values):{form}}" if values else "–"
+
+
+def percent(rows: list[dict[str, str]], key: str) -> str:
+    value = average(rows, key)
+    return "–" if value is None else f"{100 * value:.1f} %"
 
 
 def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

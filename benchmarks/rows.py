@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -28,32 +29,64 @@ class Rows:
             with path.open(newline="", encoding="utf-8") as file:
                 self.rows = list(csv.DictReader(file))
 
+    def get(self, **key: object) -> dict[str, str] | None:
+        """The row of this key, if it was measured; a missing column is none of it."""
+        return next((row for row in self.rows if all(row.get(name) == str(key[name]) for name in self.keys)), None)
+
     def has(self, **key: object) -> bool:
-        """Whether a row of this key was measured; a missing column is none of it."""
-        return any(all(row.get(name) == str(key[name]) for name in self.keys) for row in self.rows)
+        """Whether a row of this key was measured."""
+        return self.get(**key) is not None
 
     def add(self, row: Mapping[str, object]) -> None:
         """Append a row and see to it that it is on the disk."""
-        if self.rows and list(self.rows[0]) != list(row):
-            sys.exit(f"{self.path} has the columns {list(self.rows[0])}, not {list(row)}: give another --out")
+        self._check(row)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, row, lineterminator="\n")
-            if not self.rows:
-                writer.writeheader()
-            writer.writerow(row)
-            file.flush()
-            os.fsync(file.fileno())
-        self.rows.append({key: str(value) for key, value in row.items()})
-        print({key: value for key, value in row.items() if key not in ("machine", "versions", "commit")}, flush=True)
+            self._write(file, [row], with_head=not self.rows)
+        self.rows.append(_as_read(row))
+        _say(row)
+
+    def put(self, row: Mapping[str, object]) -> None:
+        """Add a row, or write it in place of the one of its key."""
+        if (old := self.get(**row)) is None:
+            self.add(row)
+            return
+        self._check(row)
+        self.rows[self.rows.index(old)] = _as_read(row)
+        part = self.path.with_name(f"{self.path.name}.part")
+        with part.open("w", newline="", encoding="utf-8") as file:
+            self._write(file, self.rows, with_head=True)
+        part.replace(self.path)
+        _say(row)
+
+    def _check(self, row: Mapping[str, object]) -> None:
+        if self.rows and list(self.rows[0]) != list(row):
+            sys.exit(f"{self.path} has the columns {list(self.rows[0])}, not {list(row)}: give another --out")
+
+    @staticmethod
+    def _write(file: TextIO, rows: Sequence[Mapping[str, object]], *, with_head: bool) -> None:
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        if with_head:
+            writer.writeheader()
+        writer.writerows(rows)
+        file.flush()
+        os.fsync(file.fileno())
 
 
-def facts(**more_versions: str) -> dict[str, object]:
+def _as_read(row: Mapping[str, object]) -> dict[str, str]:
+    return {key: str(value) for key, value in row.items()}
+
+
+def _say(row: Mapping[str, object]) -> None:
+    print({key: value for key, value in row.items() if key not in ("machine", "versions", "commit")}, flush=True)
+
+
+def facts(threads: int = THREADS, **more_versions: str) -> dict[str, object]:
     """Where a row comes from: the columns every results file ends with."""
     from makel.bench.measure import machine  # not above: a script may be timed from its start
 
     return {
-        "machine": machine("cpu", "cpu", THREADS),
+        "machine": machine("cpu", "cpu", threads),
         "versions": json.dumps({**{name: version(name) for name in PACKAGES}, **more_versions}),
         "commit": subprocess.run(
             ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=True
@@ -80,10 +113,10 @@ class Done:
     load: float
 
 
-def run(*command: str | Path) -> Done:
-    """Run a command that prints one JSON object in the end, on `THREADS` threads, alone in its process."""
+def run(*command: str | Path | int, threads: int = THREADS) -> Done:
+    """Run a command that prints one JSON object in the end, on so many threads, alone in its process."""
     load = os.getloadavg()[0]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(THREADS), "OPENBLAS_NUM_THREADS": str(THREADS)}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as complaints:
         began = time.perf_counter()
         process = subprocess.Popen([*map(str, command)], stdout=out, stderr=complaints, env=environment)

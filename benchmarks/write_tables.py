@@ -18,7 +18,25 @@ from statistics import mean, median
 
 import numpy as np
 from bars import bars
-from results_tables import RESULTS, came_from, elsewhere, grouped, middle, ratio, read, spread, table, there, times
+from results_tables import (
+    RESULTS,
+    average,
+    came_from,
+    done,
+    elsewhere,
+    grouped,
+    middle,
+    ours_beside,
+    percent,
+    ratio,
+    read,
+    read_peers,
+    sizes_of_peers,
+    spread,
+    table,
+    there,
+    times,
+)
 
 from makel.evaluation import plots
 
@@ -100,39 +118,66 @@ def study() -> str:
     )
 
 
-def peers(results: str = "peers.csv", *, short: bool = False) -> str:
-    """makel and every model of the peer, on the same images in one run."""
-    rows = read(results)
-    groups = grouped(rows, "category", "who")
-    body = []
-    for (category, who), of in groups.items():
-        ours = groups[category, "makel"]
-        done = [row for row in of if not row["error"]]
-        cells = {
-            "category": category,
-            "": f"**{who}**" if who == "makel" else f"{who} ¹" if elsewhere(done, ours) else who,
-            "image AUROC": spread(done, "image_auroc") if done else "failed",
-            "pixel AUROC": spread(done, "pixel_auroc") if done else "failed",
-            "fit, s": middle(done, "fit_s", ".0f"),
-            "fit, of ours": times(ratio(done, ours, "fit_s")),
-            "p50, ms": middle(done, "ms_p50"),
-            "p50, of ours": times(ratio(done, ours, "ms_p50")),
-        }
-        more = {"p99, ms": middle(done, "ms_p99"), "peak MB": middle(done, "peak_mb", ".0f")}
-        body.append(cells if short else cells | more)
+def peers(results: str = "peers.csv") -> str:
+    """makel and every model of the peer, on the same images; a table for each size that the peer was given."""
+    rows = read_peers(results)
+    sizes = sizes_of_peers(rows)
+    tables = {size: peers_at(rows, size, is_only=len(sizes) == 1) for size in sizes}
+    text = "\n".join(f"Anomalib's at {size}x{size}:\n\n" * (len(sizes) > 1) + each for size, each in tables.items())
     note = "\n¹ Measured on another machine, so its times are its own and compared with nothing.\n"
-    is_noted = any("¹" in cells[""] for cells in body)
-    return table(tuple(body[0]), [tuple(cells.values()) for cells in body]) + note * is_noted + came_from(rows)
+    return text + note * ("¹" in text) + came_from(rows)
+
+
+def peers_at(rows: list[dict[str, str]], size: str, *, is_only: bool) -> str:
+    """Those of one size, each category's with ours before them; what nobody has a figure of is no column.
+
+    A category without peers of this size is shown where there is no other size.
+    """
+    theirs = grouped([row for row in rows if row["who"] != "makel" and row["size"] == size], "category", "who")
+    body = []
+    for category in dict.fromkeys(row["category"] for row in rows):
+        ours = ours_beside(rows, category, size)
+        peers_here = {who: of for (of_category, who), of in theirs.items() if of_category == category}
+        if not (peers_here or is_only):
+            continue
+        for who, of in {"makel": ours, **peers_here}.items():
+            if not of:
+                continue
+            well, where = done(of), f" at {of[0]['size']}" if of[0]["size"] != size else ""
+            is_elsewhere = bool(ours) and middle(well, "fit_s") != "–" and elsewhere(well, ours)
+            body.append(
+                {
+                    "category": category,
+                    "": f"**makel**{where}" if who == "makel" else f"{who} ¹" if is_elsewhere else who,
+                    "found at 5 %": spread(well, "found_5", 2),
+                    "good rejected": spread(well, "false_reject_5", 2),
+                    "promised": percent(well, "promise"),
+                    "image AUROC": spread(well, "image_auroc") if well else "failed",
+                    "pixel AUROC": spread(well, "pixel_auroc") if well else "failed",
+                    "AUPRO": spread(well, "aupro_30"),
+                    "fit, s": middle(well, "fit_s", ".0f"),
+                    "fit, of ours": times(ratio(well, ours, "fit_s")),
+                    "p50, ms": middle(well, "ms_p50"),
+                    "p50, of ours": times(ratio(well, ours, "ms_p50")),
+                    "p99, ms": middle(well, "ms_p99"),
+                    "peak MB": middle(well, "peak_mb", ".0f"),
+                }
+            )
+    head = tuple(name for name in body[0] if any(cells[name] not in ("–", "failed") for cells in body))
+    return table(head, [tuple(cells[name] for name in head) for cells in body])
 
 
 def peers_section() -> str:
     return f"""\
 ## Beside Anomalib
 
-`python benchmarks/peers.py DATA...`: the same images, the same small backbone at 256x256, two threads, each in a
-process of its own, ours and theirs in turn. *fit* is from files to what can inspect; *ms* is one decoded image to score
-and map, ours to the verdict; of theirs the script prints the median. *of ours* is how many times as much it takes.
-*peak MB* is that of the whole process, evaluation included.
+`python benchmarks/peers.py DATA...`: the same images, the same small backbone, two threads, each in a process of its
+own, ours and theirs in turn. *found at 5 %* is the share of the test's defects that are rejected by a threshold which
+was asked to reject at most 5 % of good parts, *good rejected* the share of its good images that are. The threshold is
+what makel's calibration makes of the scores of good images held out of the fit, the same ones for all: with fewer than
+19 of them no less can be *promised* than 1 in their number and one. *fit* is from files to what can inspect; *ms* is
+one decoded image to score and map, ours to the verdict. *of ours* is how many times as much it takes. *peak MB* is that
+of the whole process, scoring the test images included.
 
 {peers()}"""
 
@@ -144,14 +189,69 @@ def peers_made_section() -> str:
 `python benchmarks/made_sets.py OUT --seed 7`, then `peers.py` on what it wrote: a part turned and moved, crops of half
 an image, surfaces with made-up defects. The default was decided on other draws of such sets (see below), not on these.
 
-{peers("peers_made.csv", short=True)}"""
+{peers("peers_made.csv")}"""
+
+
+NAMES = {"anomalib patchcore": "PatchCore", "anomalib padim": "PaDiM", "anomalib dfm": "DFM", "makel": "**makel**"}
 
 
 def peers_readme() -> str:
-    return (
+    """What a 5 % promise finds, then how well images are ranked, then what it costs; a column each."""
+    rows = done(read_peers("peers.csv"))
+    groups = grouped(rows, "who", "size", "category")
+    columns = sorted(grouped(rows, "who", "size"), key=lambda key: (key[0] != "makel", int(key[1])))
+    categories = list(dict.fromkeys(row["category"] for row in rows))
+    is_sized = len({size for _, size in columns}) > 1
+    names = tuple(NAMES.get(who, who) + f" at {size}" * is_sized for who, size in columns)
+
+    def by_category(key: str, digits: int) -> list[tuple[str, ...]]:
+        return [
+            (category, *(spread(groups.get((*column, category), []), key, digits) for column in columns))
+            for category in categories
+        ]
+
+    def over_sets(name: str, key: str, form: str, *, are_times: bool = False) -> tuple[str, ...]:
+        """The mean, or of times the median, over the sets that any column has; of a column that has them all.
+
+        Times of another machine than ours are left out.
+        """
+        known = [[row for row in rows if (row["who"], row["size"]) == column and row[key]] for column in columns]
+        every = {row["category"] for each in known for row in each}
+        ours = next((each for (who, _), each in zip(columns, known, strict=True) if who == "makel"), [])
+        cells = []
+        for each in known:
+            by_set = [average(of, key) for of in grouped(each, "category").values()]
+            is_told = len(by_set) == len(every) > 0 and not (are_times and ours and elsewhere(each, ours))
+            cells.append(f"{(median if are_times else mean)(by_set):{form}}" if is_told else "–")
+        return (name, *cells)
+
+    text = (
         "Beside Anomalib's models on the same images and the same backbone, measured in turn "
-        "([how](docs/benchmarks/index.md)):\n\n" + peers(short=True)
+        "([how](docs/benchmarks/index.md)).\n"
     )
+    if any(row["found_5"] for row in rows):
+        promised = {
+            category: percent([row for row in rows if row["category"] == category], "promise")
+            for category in categories
+        }
+        found = [(line[0], promised[line[0]], *line[1:]) for line in by_category("found_5", 2)]
+        ends = (over_sets("mean", "found_5", ".2f"), over_sets("good images rejected, mean", "false_reject_5", ".2f"))
+        found += [(line[0], "", *line[1:]) for line in ends]
+        text += (
+            "\nOf the defects, the share found by a threshold that was asked to reject at most 5 % of good parts. It "
+            "comes from the same held-out good images for all; where these are few, no less can be promised than "
+            f"stands beside:\n\n{table(('', 'promised', *names), found)}"
+        )
+    ranked = [*by_category("image_auroc", 3), over_sets("mean", "image_auroc", ".3f")]
+    text += f"\nImage AUROC:\n\n{table(('', *names), ranked)}"
+    summed = (
+        over_sets("pixel AUROC, mean", "pixel_auroc", ".3f"),
+        over_sets("AUPRO, mean", "aupro_30", ".3f"),
+        over_sets("fit, s, median", "fit_s", ".0f", are_times=True),
+        over_sets("ms an image, median", "ms_p50", ".1f", are_times=True),
+    )
+    more = [line for line in summed if set(line[1:]) != {"–"}]
+    return text + (f"\nPixels and times:\n\n{table(('', *names), more)}" if more else "") + came_from(rows)
 
 
 def few_images() -> str:

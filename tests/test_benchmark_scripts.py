@@ -1,11 +1,16 @@
 """The parts of the benchmark scripts that decide what is measured: rows, subsets, pictures, processes."""
 
+import json
+import subprocess
 import sys
-from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
-from makel.datasets import hashes, load, synthetic
+import makel
+import tiny_model
+from makel.datasets import hashes, load, split, synthetic
 from makel.images import find, read
 from makel.types import Sample
 
@@ -29,6 +34,21 @@ def test_a_row_is_measured_once_and_outlives_the_script(tmp_path):
     assert path.read_text(encoding="utf-8") == "category,seed,figure\nparts,0,0.5\nparts,1,0.25\n"
     with pytest.raises(SystemExit, match="give another --out"):
         again.add({"category": "parts", "seed": 2})
+
+
+def test_a_row_may_be_replaced_where_it_stands(tmp_path):
+    from rows import Rows
+
+    path = tmp_path / "some.csv"
+    rows = Rows(path, ("category",))
+    for category in ("parts", "tiles"):
+        rows.put({"category": category, "figure": "", "ms": 1})
+    rows.put({"category": "parts", "figure": 0.5, "ms": 2})
+    assert path.read_text(encoding="utf-8") == "category,figure,ms\nparts,0.5,2\ntiles,,1\n"
+    assert Rows(path, ("category",)).get(category="parts") == {"category": "parts", "figure": "0.5", "ms": "2"}
+    with pytest.raises(SystemExit, match="give another --out"):
+        rows.put({"category": "parts", "figure": 0.5})
+    assert [each.name for each in tmp_path.iterdir()] == ["some.csv"]
 
 
 def test_a_row_says_where_it_comes_from():
@@ -75,13 +95,269 @@ def test_no_two_pictures_are_the_same(tmp_path):
     assert len(load(tmp_path).good) == 7
 
 
-def test_what_a_peer_prints_becomes_a_row(tmp_path):
+def test_what_a_peer_prints_becomes_a_row():
     from peers import row_of
     from rows import Done
 
-    printed = {"peer": "anomalib dfm", "fit_s": 10.5, "ms": 157.4, "image_auroc": 0.98, "pixel_auroc": 0.96}
-    row = row_of(Path("data/parts"), "anomalib dfm", 0, Done(printed, "", 40.0, 876, 0.5), {"peer anomalib": "2.7.0"})
-    assert (row["category"], row["ms_p50"], row["ms_p99"], row["error"]) == ("parts", 157.4, "", "")
-    assert '"peer anomalib": "2.7.0"' in row["versions"]
-    broken = row_of(Path("data/parts"), "anomalib dfm", 0, Done(None, "no memory", 4.0, 876, 0.5), {})
-    assert (broken["fit_s"], broken["error"]) == ("", "no memory")
+    printed = {"model": "dfm", "fit_s": 10.5, "ms_p50": 157.4, "ms_p99": 210.0}
+    found = {"image_auroc": 0.98, "pixel_auroc": None, "miss_5": 0.25}
+
+    def row(done, found, timed=True):
+        said = {"versions": {"peer anomalib": "2.7.0"}, "threads": 1}
+        return row_of("parts", "anomalib dfm", 256, 0, done, found, timed=timed, **said)
+
+    measured = row(Done(printed, "", 40.0, 876, 0.5), found)
+    assert (measured["category"], measured["size"], measured["ms_p50"], measured["error"]) == ("parts", 256, 157.4, "")
+    assert (measured["miss_5"], measured["pixel_auroc"], measured["aupro_30"]) == (0.25, "", "")
+    assert '"peer anomalib": "2.7.0"' in measured["versions"]
+    assert measured["machine"].endswith("threads 1")
+    accuracy = row(Done(printed, "", 40.0, 876, 0.5), found, timed=False)
+    assert (accuracy["fit_s"], accuracy["ms_p50"], accuracy["ms_p99"], accuracy["image_auroc"]) == ("", "", "", 0.98)
+    broken = row(Done(None, "no memory", 4.0, 876, 0.5), {})
+    assert (broken["fit_s"], broken["image_auroc"], broken["error"]) == ("", "", "no memory")
+
+
+@pytest.fixture(scope="module")
+def category(tmp_path_factory):
+    """A made-up line: 10 good images, of which a fit holds out 2; 3 good ones and 4 defects to test on."""
+    root = tmp_path_factory.mktemp("line") / "flange"
+    synthetic.write(root, n_fit=10, n_good=3, n_defect=4, size_px=64)
+    return root
+
+
+def relative(samples, root):
+    return [sample.image_path.relative_to(root).as_posix() for sample in samples]
+
+
+def test_a_peer_has_the_images_held_out_that_makel_holds_out(category):
+    from anomalib_peer import parted
+    from peers import held_out
+
+    parts = split(load(category), seed=0)
+    listing = category.parent / "held_out.txt"
+    listing.write_text("\n".join(held_out(load(category), seed=0)), encoding="utf-8")
+    fit, kept = parted(category, listing)
+    assert kept == [sample.image_path for sample in parts.calibrate]
+    assert fit == [sample.image_path for sample in parts.fit]
+    assert parted(category, None) == ([sample.image_path for sample in load(category).good], [])
+    listing.write_text("test/good/000.png", encoding="utf-8")
+    with pytest.raises(SystemExit, match="no image of"):
+        parted(category, listing)
+
+
+def test_copies_of_good_images_are_no_comparison(tmp_path):
+    from peers import held_out
+
+    dataset = synthetic.write(tmp_path / "line", n_fit=4, n_good=1, n_defect=0, size_px=64)
+    first = dataset.good[0].image_path
+    first.with_name("copy.png").write_bytes(first.read_bytes())
+    with pytest.raises(SystemExit, match="copies"):
+        held_out(load(tmp_path / "line"), seed=0)
+
+
+def npz(path, dataset, kept, scores, maps=None):
+    """A file of scores, the test images in another order than the dataset's."""
+    order = list(range(len(dataset.test)))[::-1]
+    np.savez(
+        path,
+        held_out_scores=np.array(kept, float),
+        test=[relative(dataset.test, dataset.root)[at] for at in order],
+        test_scores=np.array([scores[at] for at in order], float),
+        **({} if maps is None else {"maps": np.stack([maps[at] for at in order])}),
+    )
+    return path
+
+
+def test_a_promise_of_five_per_cent_is_what_makels_calibration_makes_of_held_out_scores(tmp_path, category):
+    from peers import figures
+
+    dataset = load(category)
+    is_good = [sample.label == "good" for sample in dataset.test]
+    goods, defects = iter((1, 5, 19.5)), iter((18, 19, 20, 40))
+    scores = [next(goods if good else defects) for good in is_good]
+    # 39 images carry two rejects in forty: the threshold is the highest score but one.
+    found = figures(dataset, npz(tmp_path / "many.npz", dataset, [100, 18, *range(17), *([0] * 20)], scores))
+    assert (found["promise"], found["miss_5"], found["false_reject_5"]) == (0.05, 0.25, 1 / 3)
+    assert found["image_auroc"] == pytest.approx(10 / 12)
+    assert (found["pixel_auroc"], found["aupro_30"]) == (None, None)
+    # Two carry one in three: the threshold is the highest of them.
+    few = figures(dataset, npz(tmp_path / "few.npz", dataset, [2, 19], scores))
+    assert (few["promise"], few["miss_5"], few["false_reject_5"]) == (1 / 3, 0.5, 1 / 3)
+
+
+def test_pixels_count_where_masks_say(tmp_path, category):
+    from peers import figures, marked
+
+    dataset = load(category)
+    right = [
+        np.float32(marked(sample.mask_path) > 0) if sample.mask_path else np.zeros((256, 256), np.float32)
+        for sample in dataset.test
+    ]
+    assert {each.shape for each in right} == {(256, 256)}
+    scores = [float(each.max()) for each in right]
+    found = figures(dataset, npz(tmp_path / "right.npz", dataset, [0.5, 0.5], scores, right))
+    assert (found["image_auroc"], found["pixel_auroc"], found["aupro_30"], found["miss_5"]) == (1, 1, 1, 0)
+    wrong = figures(dataset, npz(tmp_path / "wrong.npz", dataset, [0.5, 0.5], scores, [1 - each for each in right]))
+    assert (wrong["image_auroc"], wrong["pixel_auroc"], wrong["aupro_30"]) == (1, 0, 0)
+
+
+def test_ours_is_measured_as_makel_measures_it(tmp_path, category, monkeypatch):
+    from peers import BUDGET, figures, measure_ours, scored
+
+    dataset = load(category)
+    kept = [sample.image_path for sample in split(dataset, seed=1).calibrate]
+    anyhow = makel.Inspector.load(tiny_model.write(tmp_path / "anyhow", size=256), threads=1)
+    of_kept = [scored(anyhow, path)[0] for path in kept]
+    model = tiny_model.write(tmp_path / "model", size=256, image_scores=of_kept, false_reject=BUDGET)
+    asked = []
+
+    def fit(data, _out, **given):
+        asked.append((data, given))
+        return SimpleNamespace(path=model)
+
+    monkeypatch.setattr(makel, "fit", fit, raising=False)
+    said = measure_ours(category, 1, None, 1, tmp_path / "ours.npz", timed=False)
+    assert (asked, said["size"]) == ([(category, {"seed": 1, "false_reject": 0.05})], 256)
+    found, evaluation = figures(dataset, tmp_path / "ours.npz"), makel.evaluate(model, category)
+    assert found == {
+        "image_auroc": evaluation.image.auroc,
+        "pixel_auroc": evaluation.pixel.auroc,
+        "aupro_30": evaluation.pixel.aupro_30,
+        "promise": evaluation.manifest.calibration.promised_false_reject,
+        "miss_5": evaluation.misses.value,
+        "false_reject_5": evaluation.false_rejects.value,
+    }
+    measure_ours(category, 1, 384, 1, tmp_path / "ours.npz", timed=False)
+    assert asked[1] == (category, {"seed": 1, "false_reject": 0.05, "size": 384})
+    with np.load(tmp_path / "ours.npz") as file:
+        assert file["held_out"].tolist() == [path.relative_to(category).as_posix() for path in kept]
+        assert file["held_out_scores"] == pytest.approx(of_kept)
+
+
+def test_a_model_that_held_out_other_images_is_not_compared(tmp_path, category, monkeypatch):
+    from peers import measure_ours
+
+    model = tiny_model.write(tmp_path / "model", size=256, image_scores=(0.1, 0.2, 0.3))
+    monkeypatch.setattr(makel, "fit", lambda *_, **__: SimpleNamespace(path=model), raising=False)
+    with pytest.raises(SystemExit, match="held out 3 images, not the 2"):
+        measure_ours(category, 0, None, 1, tmp_path / "ours.npz", timed=False)
+
+
+def test_accuracy_now_and_times_later(tmp_path, category, monkeypatch):
+    import peers
+    from rows import Done
+
+    dataset, out, calls = load(category), tmp_path / "peers.csv", []
+
+    def run(*command, threads):
+        command = [str(each) for each in command]
+        calls.append((command, threads))
+        scores = command[
+            command.index("--scores" if "--scores" in command else "--measure") + 1 + ("--measure" in command)
+        ]
+        npz(scores, dataset, [1, 2], range(len(dataset.test)))
+        return Done({"fit_s": 1.5, "ms_p50": 2.5, "ms_p99": 3.5}, "", 4.0, 500, 0.1)
+
+    def measured(*more):
+        calls.clear()
+        asked = [category, "--peer-script", "s.py", "--peer-python", "python", "--models", "padim,dfm", "--out", out]
+        monkeypatch.setattr(sys, "argv", [str(each) for each in ("peers.py", *asked, "--seeds", "0,1", *more)])
+        peers.main()
+        found = peers.Rows(out, ("who",)).rows
+        return [(row["who"], row["size"], row["seed"], row["fit_s"], row["ms_p99"]) for row in found]
+
+    monkeypatch.setattr(peers, "run", run)
+    monkeypatch.setattr(peers, "versions_of", lambda _python: {"peer anomalib": "2.7.0"})
+    size = str(peers.default_size())
+    keys = [("makel", size, "0"), ("anomalib padim", "256", "0"), ("makel", size, "1"), ("anomalib dfm", "256", "0")]
+    assert measured("--accuracy-only", "--threads", "1") == [(*key, "", "") for key in keys]
+    assert {threads for _, threads in calls} == {1}
+    assert [command[command.index("--calls") + 1] for command, _ in calls if "--calls" in command] == ["0", "0"]
+    assert measured("--accuracy-only") == [(*key, "", "") for key in keys]
+    assert calls == []
+    assert measured() == [(*key, "1.5", "3.5") for key in keys]
+    assert len(calls) == 4
+    assert measured() == [(*key, "1.5", "3.5") for key in keys]
+    assert calls == []
+    assert measured("--size", "384")[4:] == [
+        ("anomalib padim", "384", "0", "1.5", "3.5"),
+        ("anomalib dfm", "384", "0", "1.5", "3.5"),
+    ]
+    with pytest.raises(SystemExit):
+        measured("--models", "stfpm")
+
+
+STUB = {
+    "anomalib/__init__.py": "",
+    "anomalib/data.py": """
+from pathlib import Path
+
+class Folder:
+    def __init__(self, root, normal_dir, val_split_mode, **_):
+        assert val_split_mode == "none"
+        self.train_data = sorted(Path(root, normal_dir).iterdir())
+""",
+    "anomalib/engine.py": """
+class Engine:
+    def __init__(self, limit_val_batches, **_):
+        assert limit_val_batches == 0
+
+    def fit(self, model, datamodule):
+        model.seen = [path.resolve().name for path in datamodule.train_data]
+""",
+    "anomalib/pre_processing.py": """
+class PreProcessor:
+    def __init__(self, transform):
+        self.transform = transform
+""",
+    "script.py": """
+import json
+from types import SimpleNamespace
+
+from makel.training.torchvision_import import import_timm
+
+SIZE = 256
+import_timm()
+
+class Model:
+    def eval(self):
+        print(json.dumps({"seen": self.seen}))
+
+    def model(self, image):
+        assert image.shape == (1, 3, SIZE, SIZE)
+        anomaly_map = image.mean(1, keepdim=True)[:, :, ::2, ::2]
+        return SimpleNamespace(pred_score=anomaly_map.mean(), anomaly_map=anomaly_map)
+
+def build(name, pre_processor, **_):
+    assert name == "dfm"
+    return Model()
+""",
+}
+
+
+def test_a_peer_is_fitted_without_what_is_held_out_and_scores_it(tmp_path, category, repository, monkeypatch):
+    """Anomalib in name only: a score is how bright an image is."""
+    for name, text in STUB.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    parts = split(load(category), seed=0)
+    (tmp_path / "held_out.txt").write_text("\n".join(relative(parts.calibrate, category)), encoding="utf-8")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    command = [sys.executable, repository / "benchmarks" / "anomalib_peer.py", "dfm", category, "--size", "128"]
+    command += ["--peer-script", tmp_path / "script.py", "--held-out", tmp_path / "held_out.txt", "--threads", "1"]
+    command += ["--scores", tmp_path / "scores.npz", "--calls", "9"]
+    ran = subprocess.run([str(each) for each in command], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    fitted, said = map(json.loads, ran.stdout.splitlines())
+    assert fitted["seen"] == [sample.image_path.name for sample in parts.fit]
+    assert (said["model"], said["size"], said["n_fit"]) == ("dfm", 128, 8)
+    assert said["ms_p99"] >= said["ms_p50"] > 0
+    with np.load(tmp_path / "scores.npz") as file:
+        assert file["held_out"].tolist() == relative(parts.calibrate, category)
+        assert len(file["held_out_scores"]) == 2
+        assert sorted(file["test"].tolist()) == sorted(relative(parts.test, category))
+        assert (file["maps"].shape, file["maps"].dtype) == ((7, 256, 256), np.float32)
+        assert file["test_scores"] == pytest.approx(file["maps"].mean(axis=(1, 2)), abs=1e-3)
+    from peers import figures
+
+    assert figures(load(category), tmp_path / "scores.npz")["image_auroc"] == pytest.approx(said["image_auroc"])

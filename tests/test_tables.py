@@ -71,38 +71,136 @@ def test_a_block_without_results_is_empty(script, results):
     assert script.figures() == {}
 
 
-def peer_row(who, fit_s, ms, image, pixel, error=""):
-    figures = {"fit_s": fit_s, "ms_p50": ms, "ms_p99": "", "image_auroc": image, "pixel_auroc": pixel}
-    return {"category": "toothbrush", "who": who, **figures, "peak_mb": 500, "error": error}
+def peer_row(who, fit_s, ms, image, pixel, miss="", error="", category="toothbrush", size=256):
+    figures = {"fit_s": fit_s, "ms_p50": ms, "ms_p99": "", "image_auroc": image, "pixel_auroc": pixel, "aupro_30": ""}
+    promises = {"promise": "" if miss == "" else 1 / 11, "miss_5": miss, "false_reject_5": "" if miss == "" else 0.0}
+    row = {"category": category, "who": who, "size": size, **figures, **promises, "peak_mb": 500, "error": error}
+    return {key: "" if value is None else value for key, value in row.items()}
 
 
 def test_peers_stand_beside_ours_with_ratios_and_bars(script, results):
     results(
         "peers.csv",
-        peer_row("makel", 20, 10, 1.0, 0.98),
-        peer_row("makel", 24, 12, 1.0, 0.99),
-        peer_row("anomalib patchcore", 44, 33, 0.98, 0.991),
-        peer_row("anomalib padim", 11, 110, 0.9, 0.9),
-        peer_row("anomalib dfm", "", "", "", "", "out of memory"),
+        peer_row("makel", 20, 10, 1.0, 0.98, 0.1),
+        peer_row("anomalib patchcore", 44, 33, 0.98, 0.991, 0.2),
+        peer_row("makel", 24, 12, 1.0, 0.99, 0.0),
+        peer_row("anomalib padim", 11, 110, 0.9, 0.9, 0.5),
+        peer_row("anomalib dfm", "", "", "", "", error="out of memory"),
     )
     text = script.filled(PAGE.format("peers"))
     assert "## Beside Anomalib" in text
-    assert cells(text)[2:] == [
-        ["toothbrush", "**makel**", "1.000 ± 0.000", "0.985 ± 0.007", "22", "1.0x", "11.0", "1.0x", "–", "500"],
-        ["toothbrush", "anomalib patchcore", "0.980", "0.991", "44", "2.0x", "33.0", "3.0x", "–", "500"],
-        ["toothbrush", "anomalib padim", "0.900", "0.900", "11", "0.50x", "110.0", "10.0x", "–", "500"],
-        ["toothbrush", "anomalib dfm", "failed", "failed", "–", "–", "–", "–", "–", "–"],
+    head, _, *body = cells(text)
+    assert (head[2:5], head[-1]) == (["found at 5 %", "good rejected", "promised"], "peak MB")
+    assert {"AUPRO", "p99, ms"}.isdisjoint(head), "a column without a figure"
+    kept = [head.index(name) for name in ("image AUROC", "pixel AUROC", "fit, s", "fit, of ours", "p50, of ours")]
+    assert [[line[0], line[1], line[2], *(line[at] for at in kept)] for line in body] == [
+        ["toothbrush", "**makel**", "0.95 ± 0.07", "1.000 ± 0.000", "0.985 ± 0.007", "22", "1.0x", "1.0x"],
+        ["toothbrush", "anomalib patchcore", "0.80", "0.980", "0.991", "44", "2.0x", "3.0x"],
+        ["toothbrush", "anomalib padim", "0.50", "0.900", "0.900", "11", "0.50x", "10.0x"],
+        ["toothbrush", "anomalib dfm", "–", "failed", "failed", "–", "–", "–"],
     ]
-    assert "–" not in script.filled(PAGE.format("peers_readme")).partition("padim")[0]  # figures of both alone
+    assert body[0][4] == "9.1 %"
     from bars import peers_bars
 
-    assert [(bar.what, bar.measured, bar.met) for bar in peers_bars()] == [
-        ("toothbrush, image AUROC against the best peer", "1.000", True),
-        ("toothbrush, pixel AUROC against the best peer", "0.985", False),
-        ("toothbrush, fit against PatchCore", "2.0x", True),
-        ("toothbrush, an image against PatchCore", "3.0x", False),
-        ("toothbrush, an image against PaDiM", "10.0x", True),
+    assert [(bar.what, bar.aim, bar.measured, bar.met) for bar in peers_bars()] == [
+        (
+            "toothbrush, defects found at a 5 % promise against the best peer",
+            "at least 0.800 (anomalib patchcore)",
+            "0.950",
+            True,
+        ),
+        ("toothbrush, image AUROC against the best peer", "at least 0.980 (anomalib patchcore)", "1.000", True),
+        ("toothbrush, pixel AUROC against the best peer", "at least 0.991 (anomalib patchcore)", "0.985", False),
+        ("toothbrush, fit against PatchCore", "at least 1x as fast", "2.0x", True),
+        ("toothbrush, an image against PatchCore", "at least 4x as fast", "3.0x", False),
+        ("toothbrush, an image against PaDiM", "at least 8x as fast", "10.0x", True),
     ]
+
+
+def test_the_readme_leads_with_what_a_promise_finds_and_takes_means_of_whole_columns(script, results):
+    results(
+        "peers.csv",
+        peer_row("makel", 20, 10, 0.99, 0.98, 0.1),
+        peer_row("anomalib padim", 40, 30, 0.97, 0.96, 0.3),
+        peer_row("anomalib padim", "", "", 0.98, 0.97, 0.2, size=384),
+        peer_row("makel", 30, 20, 0.95, None, 0.2, category="aliens"),
+        peer_row("anomalib padim", 60, 50, 0.91, None, 0.6, category="aliens"),
+    )
+    text = script.filled(PAGE.format("peers_readme"))
+    found, _, ranked = text.partition("Image AUROC:")
+    assert cells(found) == [
+        ["", "promised", "**makel** at 256", "PaDiM at 256", "PaDiM at 384"],
+        ["---"] * 5,
+        ["toothbrush", "9.1 %", "0.90", "0.70", "0.80"],
+        ["aliens", "9.1 %", "0.80", "0.40", "–"],
+        ["mean", "", "0.85", "0.55", "–"],
+        ["good images rejected, mean", "", "0.00", "0.00", "–"],
+    ]
+    assert [line for line in cells(ranked) if line[0] in ("mean", "pixel AUROC, mean")] == [
+        ["mean", "0.970", "0.940", "–"],
+        ["pixel AUROC, mean", "0.980", "0.960", "0.970"],  # all there is: aliens has no masks
+    ]
+    assert cells(ranked)[-2:] == [
+        ["fit, s, median", "25", "50", "–"],
+        ["ms an image, median", "15.0", "40.0", "–"],
+    ]
+
+
+def test_each_size_of_the_peers_has_a_table_and_ours_of_the_nearest_size(script, results):
+    results(
+        "peers.csv",
+        peer_row("makel", 20, 10, 0.99, 0.98, 0.1),
+        peer_row("makel", 50, 30, 0.97, 0.96, 0.0, size=320),
+        peer_row("anomalib padim", 40, 30, 0.97, 0.96, 0.3),
+        peer_row("anomalib padim", "", "", 0.98, 0.97, 0.2, size=384),
+        peer_row("makel", 30, 20, 0.95, "", 0.2, category="aliens"),
+        peer_row("anomalib padim", "", "", 0.91, "", 0.6, category="aliens"),
+    )
+    text = script.filled(PAGE.format("peers"))
+    small, _, large = text.partition("Anomalib's at 384x384:")
+    assert "Anomalib's at 256x256:" in small
+    assert [line[:3] for line in cells(small)[2:]] == [
+        ["toothbrush", "**makel**", "0.90"],
+        ["toothbrush", "anomalib padim", "0.70"],
+        ["aliens", "**makel**", "0.80"],
+        ["aliens", "anomalib padim", "0.40"],
+    ]
+    assert [line[:3] for line in cells(large)[2:]] == [
+        ["toothbrush", "**makel** at 320", "1.00"],
+        ["toothbrush", "anomalib padim", "0.80"],
+    ]
+    from bars import peers_bars
+
+    whats = {bar.what: bar.measured for bar in peers_bars()}
+    assert whats["mean of 2 sets, defects found at a 5 % promise at 256 against the best peer"] == "0.850"
+    assert whats["toothbrush, defects found at a 5 % promise at 384 against the best peer"] == "1.000"
+    assert not any(what.startswith("mean of") and "384" in what for what in whats)
+    assert whats["toothbrush, an image against PaDiM at 256"] == "3.0x"
+
+
+def test_times_of_another_machine_are_compared_with_nothing(script, results):
+    results(
+        "peers.csv",
+        peer_row("makel", 20, 10, 0.99, 0.98, 0.1),
+        {**peer_row("anomalib padim", 40, 30, 0.97, 0.96, 0.3), "machine": "another"},
+        {**peer_row("anomalib dfm", "", "", 0.97, 0.96, 0.3), "machine": "another"},
+    )
+    text = script.filled(PAGE.format("peers"))
+    assert [line[1] for line in cells(text)[2:]] == ["**makel**", "anomalib padim ¹", "anomalib dfm"]
+    assert "¹ Measured on another machine" in text
+    assert cells(script.filled(PAGE.format("peers_readme")))[-2:] == [
+        ["fit, s, median", "20", "–", "–"],
+        ["ms an image, median", "10.0", "–", "–"],
+    ]
+
+
+def test_peers_alone_are_shown_too(script, results):
+    results("peers.csv", peer_row("anomalib padim", "", "", 0.97, 0.96, 0.3))
+    assert [line[:2] for line in cells(script.filled(PAGE.format("peers")))[2:]] == [["toothbrush", "anomalib padim"]]
+    assert "PaDiM" in script.filled(PAGE.format("peers_readme"))
+    from bars import peers_bars
+
+    assert list(peers_bars()) == []
 
 
 def scaling_row(n_images, fit_s, peak_mb):
