@@ -61,7 +61,6 @@ from makel.methods.layers import (
     finish_scores,
     level_shape,
     principal_axes,
-    standardise,
 )
 from makel.training.backbones import Backbone
 from makel.training.detector import Batches, Detector, DetectorConfig, Features
@@ -73,7 +72,6 @@ class Config(DetectorConfig):
     """Settings of DFR. The defaults are the preset `fast`.
 
     Attributes:
-        standardise: Bring every image to the same brightness and contrast first.
         normalise: Bring every feature channel to zero mean and unit variance over the good images.
         project: Reduce a level with more channels than this to this many; 0 for never.
         region: Side and stride of the windows features are averaged over, in pixels; both sides of the input
@@ -90,7 +88,6 @@ class Config(DetectorConfig):
     aspect: Literal["image", "square"] = "image"
     blocks: tuple[int, ...] = (2, 3, 4)
     updates: int = 300
-    standardise: bool = True
     normalise: bool = True
     project: int = 100
     region: int = 8
@@ -110,7 +107,6 @@ class Config(DetectorConfig):
             "blocks": (1, 2, 3, 4),
             "epochs": 700,
             "batch_size": 4,
-            "standardise": False,
             "normalise": False,
             "project": 0,
             "region": 4,
@@ -120,8 +116,6 @@ class Config(DetectorConfig):
             "schedule": "constant",
         },
     }
-    # How bright a tile is says what is in it.
-    for_tiles: ClassVar[dict[str, Any]] = {"standardise": False}
 
 
 class RegionalAverage(nn.Module):
@@ -204,7 +198,7 @@ class DFR(Detector):
 
     def extract(self, image: Tensor) -> Features:
         """One (N, C, rows, columns) level: all of the backbone's, aligned, averaged and concatenated."""
-        levels = self.backbone(standardise(image) if self.config.standardise else image)
+        levels = self.backbone(image)
         steps = zip(self.averages, self.projections, levels, strict=True)
         return (torch.cat([average(project(level)) for average, project, level in steps], 1),)
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
 from itertools import pairwise
-from operator import add
 
 import torch
 import torch.nn.functional as F
@@ -18,23 +16,7 @@ Levels = Sequence[Tensor]
 """One (N, C, H, W) tensor a level, finest first; each level has half the sides of the one before."""
 
 LEAST = 1e-6
-"""A distance below this is taken for this: the means over levels divide by distances."""
-
-
-def standardise(image: Tensor, mean: float = 0.5, std: float = 0.25, floor: float = 0.02) -> Tensor:
-    """Every image brought to the same brightness and contrast, over all its pixels and channels together.
-
-    Args:
-        image: (N, 3, H, W) in [0, 1].
-        mean: Brightness after.
-        std: Contrast (standard deviation) after.
-        floor: Least standard deviation divided by, so that a blank image stays finite.
-    """
-    centre = image.flatten(1).mean(1)[:, None, None, None]
-    centred = image - centre
-    # x * x, since ONNX Runtime takes ten times as long for the Pow that square() becomes.
-    spread = (centred * centred).flatten(1).mean(1).sqrt().clamp_min(floor)[:, None, None, None]
-    return centred * (std / spread) + mean
+"""A distance or a scale below this is taken for this, where it is divided by or its logarithm taken."""
 
 
 def level_shape(size: Sequence[int], stride: int) -> tuple[int, int]:
@@ -72,71 +54,47 @@ def neighbourhoods(levels: Levels, shape: Sequence[int]) -> Tensor:
 
 
 class SkipAutoencoder(nn.Module):
-    """U-Net autoencoder over a feature pyramid, after the generator of Skip-GANomaly (a pix2pix U-Net).
+    """U-Net autoencoder over features, after the generator of Skip-GANomaly (a pix2pix U-Net).
 
-    Encoder stage k halves the side (4x4 convolution, stride 2; LeakyReLU 0.2 before it and BatchNorm after it in all
-    but the first). The finest level enters at the top, every coarser one through a 1x1 convolution, added to the stage
-    output of its own side. The decoder mirrors it (ReLU, 4x4 transposed convolution, BatchNorm) and concatenates each
-    stage output again on its way up: the skip connections. There is none at the finest level's own side, where it
-    would be an identity. Outputs are linear, since features have no bound.
-
-    With one level and uncompressed skips this is the network proposed for the paper in docs/methods.
+    Encoder stage k halves the sides (4x4 convolution, stride 2; LeakyReLU 0.2 before it and BatchNorm after it in all
+    but the first). The decoder mirrors it (ReLU, 4x4 transposed convolution, BatchNorm) and concatenates each stage
+    output again on its way up: the skip connections. There is none at the input's own side, where it would be an
+    identity. The output is linear, since features have no bound.
 
     Args:
-        channels: Channels of each level.
-        halvings: How often the finest level's side is halved to make each other level's: (1, 2) for three levels of
-            sides 32, 16 and 8.
-        widths: Channels of each encoder stage; at least as many stages as the last of `halvings`.
+        channels: Channels of the features.
+        widths: Channels of each encoder stage.
         skips: Channels each skip is compressed to by a 1x1 convolution, one for every stage but the deepest, from fine
             to deep; 0 for no skip, -1 for an uncompressed one.
     """
 
-    def __init__(
-        self, channels: Sequence[int], halvings: Sequence[int], widths: Sequence[int], skips: Sequence[int]
-    ) -> None:
+    def __init__(self, channels: int, widths: Sequence[int], skips: Sequence[int]) -> None:
         super().__init__()
-        self.level_at = {halving - 1: level for level, halving in enumerate(halvings, start=1)}
+        outer = [channels, *widths[:-1]]
         self.skipped = [width if skip < 0 else skip for width, skip in zip(widths, skips, strict=False)] + [0]
-        self.down = nn.ModuleList(
-            nn.Conv2d(channels[0] if k == 0 else widths[k - 1], width, 4, 2, 1) for k, width in enumerate(widths)
-        )
+        self.down = nn.ModuleList(nn.Conv2d(i, o, 4, 2, 1) for i, o in zip(outer, widths, strict=True))
         self.down_norm = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[1:])
-        self.lateral = nn.ModuleDict(
-            {str(k): nn.Conv2d(channels[level], widths[k], 1) for k, level in self.level_at.items()}
-        )
         self.skip = nn.ModuleList(
             nn.Conv2d(width, skip, 1) if skip > 0 else nn.Identity() for width, skip in zip(widths, skips, strict=False)
         )
         # Decoder stage k takes what stands at the side of encoder stage k, skip included, to the side above it.
         inner = [width + skipped for width, skipped in zip(widths, self.skipped, strict=True)]
-        outer = [channels[0], *widths[:-1]]
         self.up = nn.ModuleList(nn.ConvTranspose2d(i, o, 4, 2, 1) for i, o in zip(inner, outer, strict=True))
         self.up_norm = nn.ModuleList(nn.BatchNorm2d(width) for width in widths[:-1])
-        self.head = nn.ModuleDict(
-            {str(k): nn.Conv2d(inner[k], channels[level], 1) for k, level in self.level_at.items()}
-        )
 
-    def forward(self, levels: Levels) -> list[Tensor]:
-        """Reconstructions, one a level, of the same shapes."""
-        encoded: list[Tensor] = []
-        x = levels[0]
+    def forward(self, features: Tensor) -> Tensor:
+        """The reconstruction of (N, C, h, w), of the same shape."""
+        x, encoded = features, []
         for k, down in enumerate(self.down):
             x = down(x) if k == 0 else self.down_norm[k - 1](down(F.leaky_relu(x, 0.2)))
-            if k in self.level_at:
-                x = _fitted(x, levels[self.level_at[k]]) + self.lateral[str(k)](levels[self.level_at[k]])
             encoded.append(x)
-        outputs = list(levels)
         for k in reversed(range(len(self.up))):
             if k < len(self.up_norm):
                 x = self.up_norm[k](x)
             if self.skipped[k]:
                 x = torch.cat([x, self.skip[k](encoded[k])], 1)
-            x = F.relu(x)
-            if k in self.level_at:
-                outputs[self.level_at[k]] = self.head[str(k)](x)
-            x = _fitted(self.up[k](x), encoded[k - 1] if k else levels[0])
-        outputs[0] = x
-        return outputs
+            x = _fitted(self.up[k](F.relu(x)), encoded[k - 1] if k else features)
+        return x
 
 
 def _fitted(x: Tensor, like: Tensor) -> Tensor:
@@ -351,73 +309,7 @@ def finish_scores(
     return Scores(image=top_mean(anomaly_map if top else upsampled, top, inspected), anomaly_map=upsampled)
 
 
-def finish_level_scores(
-    maps: Levels,
-    size: tuple[int, int],
-    tops: Sequence[float],
-    inspected: Inspected | None = None,
-    weights: Tensor | None = None,
-    usual: Tensor | None = None,
-) -> Scores[Tensor]:
-    """What `finish_scores` gives, from several maps.
-
-    The map is their harmonic mean, high where every one is, at the input's size. It is their reciprocals that are
-    interpolated, so that a peak does not spread over half of each neighbouring cell. For the image score a map gives
-    its share whatever the others say. It is the geometric mean of each one's top mean; or with `usual`, how many
-    standard deviations each one's lies above that of good images, and of these the root of the mean square, so that a
-    map on which good images hardly differ says as much as one on which they do.
-
-    Args:
-        maps: (N, 1, h, w) each, not negative.
-        size: Height and width of the input, in pixels.
-        tops: For each map, the share of it whose mean goes into the image score; all 0 for the maximum of the full-size
-            map.
-        inspected: What the image score is taken from; None for everything.
-        weights: (2, maps), how much each one counts in the map and in the image score, each row's sum 1; None for all
-            alike.
-        usual: (maps, 2), mean and standard deviation over good images of what `log_top_means` gives.
-    """
-    if len(maps) == 1:
-        return finish_scores(maps[0], size, tops[0], inspected)
-    if weights is None:
-        weights = torch.full((2, len(maps)), 1 / len(maps), device=maps[0].device)
-    of_map, of_image = weights
-    reciprocals: dict[tuple[int, ...], Tensor] = {}
-    for each, weight in zip(maps, of_map, strict=True):
-        shape = tuple(map(int, each.shape[-2:]))
-        part = weight / each.clamp_min(LEAST)
-        reciprocals[shape] = reciprocals[shape] + part if shape in reciprocals else part
-    # One by one, since a stack of maps at the input's size takes as long to build as they do.
-    joined = 1 / reduce(add, (_enlarged(each, size) for each in reciprocals.values()))
-    if not any(tops):
-        return Scores(image=top_mean(joined, 0.0, inspected), anomaly_map=joined)
-    logs = log_top_means(maps, tops, inspected)
-    if usual is None:
-        return Scores(image=(of_image[:, None] * logs).sum(0).exp(), anomaly_map=joined)
-    # A soft zero below the usual: nothing makes up for what is too high elsewhere, and no two images get the same.
-    above = F.softplus((logs - usual[:, :1]) / usual[:, 1:])
-    return Scores(image=(of_image[:, None] * above * above).sum(0).sqrt(), anomaly_map=joined)
-
-
-def log_top_means(maps: Levels, tops: Sequence[float], inspected: Inspected | None = None) -> Tensor:
-    """(maps, N) logarithms of the `top_mean` of each (N, 1, h, w) map."""
-    means = [top_mean(each, top, inspected) for each, top in zip(maps, tops, strict=True)]
-    return torch.stack(means).clamp_min(LEAST).log()
-
-
-def log_spreads(maps: Levels, inspected: Inspected | None = None) -> Tensor:
-    """(maps, N) standard deviation of the logarithm of each (N, 1, h, w) map over its positions.
-
-    With `inspected`, over the positions that it scores.
-    """
-    return torch.stack([_scored(each, inspected).clamp_min(LEAST).log().std(1, correction=0) for each in maps])
-
-
 def _scored(anomaly_map: Tensor, inspected: Inspected | None) -> Tensor:
     """(N, positions) of a (N, 1, h, w) map: all, or those that the image score is taken from."""
     flat = anomaly_map.flatten(1)
     return flat if inspected is None else flat[:, inspected.positions(anomaly_map.shape[-2:])]
-
-
-def _enlarged(grid: Tensor, size: tuple[int, int]) -> Tensor:
-    return F.interpolate(grid, size, mode="bilinear", align_corners=False)

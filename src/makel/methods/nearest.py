@@ -39,7 +39,6 @@ from makel.methods.layers import (
     finish_scores,
     level_shape,
     squared_distances,
-    standardise,
 )
 from makel.training.backbones import Backbone
 from makel.training.detector import Batches, Detector, DetectorConfig, Features
@@ -51,7 +50,6 @@ class Config(DetectorConfig):
     """Settings of the memory bank. The defaults are the preset `fast`.
 
     Attributes:
-        standardise: Bring every image to the same brightness and contrast first.
         normalise: Bring every feature channel to zero mean and unit variance over the good images.
         project: Reduce a level with more channels than this to this many; 0 for never.
         pool: Side of the neighbourhood features are averaged over, odd; 1 for none.
@@ -64,7 +62,6 @@ class Config(DetectorConfig):
 
     aspect: Literal["image", "square"] = "image"
     blocks: tuple[int, ...] = (2, 3, 4)
-    standardise: bool = True
     normalise: bool = True
     project: int = 100
     pool: int = 3
@@ -80,14 +77,11 @@ class Config(DetectorConfig):
             "aspect": "square",
             "backbone": "resnext101",
             "blocks": (1, 2, 3),
-            "standardise": False,
             "normalise": False,
             "project": 0,
             "top": 0.0,
         },
     }
-    # How bright a tile is says what is in it.
-    for_tiles: ClassVar[dict[str, Any]] = {"standardise": False}
 
 
 class Nearest(Detector):
@@ -111,7 +105,7 @@ class Nearest(Detector):
 
     def extract(self, image: Tensor) -> Features:
         """One pooled (N, C, H, W) level a block, projected where it is wide."""
-        levels = self.grid.project(self.backbone(standardise(image) if self.config.standardise else image))
+        levels = self.grid.project(self.backbone(image))
         pool = self.config.pool
         return tuple(F.avg_pool2d(level, pool, 1, pool // 2, count_include_pad=False) for level in levels)
 

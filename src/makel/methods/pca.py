@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from makel.methods.layers import FeatureGrid, Moments, finish_scores, level_shape, principal_axes, standardise
+from makel.methods.layers import FeatureGrid, Moments, finish_scores, level_shape, principal_axes
 from makel.training.backbones import Backbone
 from makel.training.detector import Batches, Detector, DetectorConfig, Features
 from makel.types import Scores
@@ -36,7 +36,6 @@ class Config(DetectorConfig):
     """Settings of the linear reconstruction. The defaults are the preset `fast`.
 
     Attributes:
-        standardise: Bring every image to the same brightness and contrast first.
         normalise: Bring every feature channel to zero mean and unit variance over the good images.
         project: Reduce a level with more channels than this to this many; 0 for never.
         variance: Share of the variance the principal axes keep.
@@ -45,7 +44,6 @@ class Config(DetectorConfig):
 
     aspect: Literal["image", "square"] = "image"
     blocks: tuple[int, ...] = (2, 3, 4)
-    standardise: bool = True
     normalise: bool = True
     project: int = 100
     variance: float = 0.99
@@ -57,15 +55,12 @@ class Config(DetectorConfig):
             "aspect": "square",
             "backbone": "resnext101",
             "blocks": (1, 2, 3),
-            "standardise": False,
             "normalise": False,
             "project": 0,
             "variance": 0.9,
             "top": 0.0,
         },
     }
-    # How bright a tile is says what is in it.
-    for_tiles: ClassVar[dict[str, Any]] = {"standardise": False}
 
 
 class PCA(Detector):
@@ -95,7 +90,7 @@ class PCA(Detector):
 
     def extract(self, image: Tensor) -> Features:
         """One (N, C, H, W) level a block, projected where it is wide."""
-        return self.grid.project(self.backbone(standardise(image) if self.config.standardise else image))
+        return self.grid.project(self.backbone(image))
 
     def prepare(self, good: Batches) -> None:
         """The scale of every channel."""

@@ -148,6 +148,14 @@ class Detector(nn.Module, ABC):
     def prepare(self, good: Batches) -> None:
         """Take statistics of the good images before training, and build what depends on them. Nothing by default."""
 
+    def trained_on(self, images: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which rows of the cache training steps see, (N,); all by default.
+
+        Args:
+            images: (N,) the image that each row is of: several rows may be tiles or copies of one.
+        """
+        return np.ones(len(images), np.bool_)
+
     def optimizers(self, steps: int) -> dict[str, tuple[torch.optim.Optimizer, Any]]:
         """Name → (optimiser, learning-rate scheduler stepped once a batch, or None), for `steps` batches in all.
 

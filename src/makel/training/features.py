@@ -43,12 +43,15 @@ class FeatureCache:
     Attributes:
         levels: One (N, C, H, W) float16 array a level.
         device: Where batches are wanted.
+        rows: Of the arrays, the rows that are in the list.
+        image_of: (rows of the arrays,) the image that each row is of; each an image of its own where it is empty.
     """
 
     levels: list[NDArray[np.float16]]
     device: torch.device
     batch_size: int = EXTRACT_BATCH
     rows: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    image_of: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -65,9 +68,14 @@ class FeatureCache:
         _let_go(self.levels)
         return found
 
+    @property
+    def images(self) -> NDArray[np.int64]:
+        """(N,) the image that each of the list is of."""
+        return self.image_of[self.rows] if len(self.image_of) else self.rows
+
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> FeatureCache:
         """Some of the images, without a copy."""
-        return FeatureCache(self.levels, self.device, self.batch_size, self.rows[np.asarray(indices)])
+        return FeatureCache(self.levels, self.device, self.batch_size, self.rows[np.asarray(indices)], self.image_of)
 
 
 @dataclass(frozen=True)
@@ -156,7 +164,9 @@ def extract(
     flush()
     if not done:
         raise DatasetError(f"none of {len(paths)} images can be read; the first says: {unreadable[0]}")
-    cache = FeatureCache(levels, device, rows=np.arange(len(done)))
+    numbers = {path: number for number, path in enumerate(dict.fromkeys(done))}
+    image_of = np.array([numbers[path] for path in done], np.int64)
+    cache = FeatureCache(levels, device, rows=np.arange(len(done)), image_of=image_of)
     return Extraction(cache, tuple(done), tuple(unreadable))
 
 

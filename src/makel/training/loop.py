@@ -10,6 +10,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -110,7 +111,8 @@ def train(
     detector.eval()
     with torch.no_grad():
         detector.prepare(cache)
-    batches = _batches(len(cache), detector.config.batch_size)
+    seen = cache.subset(np.flatnonzero(detector.trained_on(cache.images)))
+    batches = _batches(len(seen), detector.config.batch_size)
     epochs = detector.config.epochs_for(len(batches))
     optimizers = detector.optimizers(epochs * len(batches))
     history, start = History(), 0
@@ -125,7 +127,7 @@ def train(
         start = len(history.epochs)
     saved = time.monotonic()
     for epoch in range(start, epochs):
-        history.epochs.append(_train_epoch(detector, cache, optimizers, batches, seed, epoch))
+        history.epochs.append(_train_epoch(detector, seen, optimizers, batches, seed, epoch))
         progress("training", epoch + 1, epochs)
         if checkpoint and time.monotonic() - saved > SAVE_EVERY_S:
             checkpoint.save(_state(detector, optimizers, history))
