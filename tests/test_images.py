@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from makel.errors import ImageError
-from makel.images import SUFFIXES, Preparation, decode, decode_all, find, in_px, prepare, read, read_header
+from makel.images import SUFFIXES, Preparation, decode, decode_all, find, prepare, read, read_header
+from makel.types import in_px
 
 HEIGHT, WIDTH = 29, 37  # primes, so that swapped axes cannot cancel
 RNG = np.random.default_rng(0)

@@ -14,6 +14,15 @@ Array = TypeVar("Array")
 
 Label = Literal["good", "defect"]
 
+Shape = tuple[int, int]
+"""Height and width, in pixels."""
+
+
+def in_px(shape: Shape) -> str:
+    """A height and width as people write a size, width x height: "416 x 160 px"."""
+    height, width = shape
+    return f"{width} x {height} px"
+
 
 @dataclass(frozen=True)
 class Sample:

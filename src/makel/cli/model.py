@@ -52,8 +52,8 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole manifest as JSON.")] = False,
 ) -> None:
     """Say what a model is: how it was fitted, on what, and what its thresholds promise."""
-    from makel.images import in_px
     from makel.model.folder import open_folder
+    from makel.types import in_px
 
     manifest = open_folder(model).manifest
     if as_json:

@@ -22,7 +22,7 @@ from makel.calibration import Calibration, images_needed
 from makel.evaluation import plots
 from makel.evaluation.pictures import Exhibit, Group, Heat, colours, data_uri, outline_truth, thumbnail
 from makel.evaluation.protocol import LARGE_SIDE_PX, Evaluation, Outcome, Rate, figure
-from makel.images import Preparation, in_px, open_rows, prepare, read, read_reduced, reduction, shown
+from makel.images import Preparation, open_rows, prepare, read, read_reduced, reduction, shown
 from makel.model.layout import outline
 from makel.model.manifest import Draft
 from makel.model.map_store import MapStore, reduce_peaks
@@ -30,6 +30,7 @@ from makel.model.overlay import draw_zones
 from makel.model.scan import Run, Scan
 from makel.model.tiling import Tiling
 from makel.model.zones import Zones
+from makel.types import in_px
 
 DOUBTFUL = 6
 """Good images a fit report shows."""

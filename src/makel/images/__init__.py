@@ -7,7 +7,7 @@ preparation              pixels → what a model takes
 """
 
 from makel.images.containers import Header
-from makel.images.preparation import Preparation, Shape, in_px, prepare
+from makel.images.preparation import Preparation, prepare
 from makel.images.reading import (
     MAX_PIXELS,
     SUFFIXES,
@@ -32,13 +32,11 @@ __all__ = [
     "Header",
     "Preparation",
     "Rows",
-    "Shape",
     "decode",
     "decode_all",
     "ending",
     "file_size",
     "find",
-    "in_px",
     "is_image_name",
     "open_rows",
     "prepare",

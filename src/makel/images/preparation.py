@@ -12,15 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from makel.errors import ImageError
+from makel.types import Shape
 
 _GREY_TOLERANCE = {np.dtype(np.uint8): 8, np.dtype(np.uint16): 0, np.dtype(np.float32): 8 / 255}
 """How far the channels of a grey image saved in colour may lie apart: JPEG and WebP, of 8 bits, round them."""
 
 _WHITE_LEVELS = (1023, 4095, 16383, 65535)
 """Full scale of 10-, 12-, 14- and 16-bit cameras, which all write 16-bit files."""
-
-Shape = tuple[int, int]
-"""Height and width, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +107,6 @@ def prepare(image: NDArray[Any], preparation: Preparation, *, name: str = "image
     prepared[:] = pixels if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     prepared /= np.float32(_full_scale(image.dtype, preparation.white_level))
     return np.minimum(prepared, np.float32(1), out=prepared)
-
-
-def in_px(shape: Shape) -> str:
-    """A height and width as people write a size, width x height: "416 x 160 px"."""
-    height, width = shape
-    return f"{width} x {height} px"
 
 
 def check_pixels(image: NDArray[Any], name: str) -> None:

@@ -43,7 +43,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from makel.images import Shape
 from makel.methods.gan_layers import (
     AdversarialConfig,
     AdversarialDetector,
@@ -55,7 +54,7 @@ from makel.methods.gan_layers import (
     to_signed,
 )
 from makel.training.detector import Features
-from makel.types import Scores
+from makel.types import Scores, Shape
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,7 +53,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from makel.errors import UsageError
-from makel.images import Shape, in_px
 from makel.methods.layers import (
     ChannelNorm,
     Moments,
@@ -64,7 +63,7 @@ from makel.methods.layers import (
 )
 from makel.training.backbones import Backbone
 from makel.training.detector import Batches, Detector, DetectorConfig, Features
-from makel.types import Scores
+from makel.types import Scores, Shape, in_px
 
 
 @dataclass(frozen=True, kw_only=True)

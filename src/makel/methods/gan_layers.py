@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from makel.errors import UsageError
-from makel.images import in_px
 from makel.training.detector import Detector, DetectorConfig, Features
+from makel.types import in_px
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -51,7 +51,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from makel.errors import UsageError
-from makel.images import in_px
 from makel.methods.good_layers import NearestGood, WholeImages
 from makel.methods.layers import (
     LEAST,
@@ -64,7 +63,7 @@ from makel.methods.layers import (
 )
 from makel.training.backbones import Backbone
 from makel.training.detector import Batches, Detector, DetectorConfig, Features
-from makel.types import Scores
+from makel.types import Scores, in_px
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +174,8 @@ class SkipAE(Detector):
         count = 0 if self.config.reading == "l2" else min(len(every) // 4, MOST_UNSEEN)
         spread = np.linspace(0, len(every) - 1, count + 2).round().astype(np.int64)[1:-1]
         self._images, self._unseen = images, every[spread]
-        return ~np.isin(images, self._unseen)
+        kept: NDArray[np.bool_] = ~np.isin(images, self._unseen)
+        return kept
 
     def prepare(self, good: Batches) -> None:
         """Mean and standard deviation of every channel."""
@@ -244,10 +244,10 @@ class SkipAE(Detector):
         size = self.config.size
         parts = [each / typical for each, typical in zip(maps, self.typical, strict=False)]
         parts = [F.interpolate(part, size, mode="bilinear", align_corners=False) for part in parts]
-        if len(parts) == 1:
-            return parts[0]
-        near, whole = (part * part for part in parts)
-        return (2 * near * whole / (near + whole)).sqrt()
+        squares = [part * part for part in parts]
+        joined = squares[0] if len(squares) == 1 else 2 * squares[0] * squares[1] / (squares[0] + squares[1])
+        root: Tensor = joined.sqrt()
+        return root
 
     def _read(self, good: Batches) -> None:
         generator = torch.Generator().manual_seed(0)

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from makel.errors import UsageError
-from makel.images import Preparation, Shape, in_px, prepare
+from makel.images import Preparation, prepare
 from makel.model.zones import Point, Zone, Zones
+from makel.types import Shape, in_px
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,10 @@ from pydantic import (
 import makel
 from makel.calibration import Calibration
 from makel.errors import MakelError, ModelFolderError
-from makel.images import Preparation, Shape
+from makel.images import Preparation
 from makel.model.tiling import Tiling
 from makel.model.zones import Zones
+from makel.types import Shape
 
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "model.json"

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from makel.errors import UsageError
-from makel.images import Shape
+from makel.types import Shape
 
 INPUT = "image"
 OUTPUTS = ("score", "anomaly_map")

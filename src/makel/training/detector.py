@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from makel.errors import TrainingError, UsageError
-from makel.images import Shape
 from makel.training.backbones import Backbone
 from makel.training.inspected import Inspected
-from makel.types import Scores
+from makel.types import Scores, Shape
 
 Features = tuple[Tensor, ...]
 """What `extract` gives: one (N, C, H, W) tensor a level. A method on raw pixels gives one level, the image itself."""

@@ -28,7 +28,7 @@ from makel.datasets import Dataset, digest, folds, hashes, load, split
 from makel.errors import DatasetError, ImageError, UsageError
 from makel.evaluation.held_out import HeldOut, scan_image, score_held_out
 from makel.evaluation.report import find_doubtful, write_fit_report
-from makel.images import Preparation, Shape, decode_all, in_px, read_header, shown
+from makel.images import Preparation, decode_all, read_header, shown
 from makel.methods import load as load_method
 from makel.model import folder as model_folder
 from makel.model import golden
@@ -58,7 +58,7 @@ from makel.training.shape import image_sizes, input_shape
 from makel.training.summary import FitSummary
 from makel.training.tiles import TilePlan
 from makel.training.torch_session import TorchSession
-from makel.types import Sample
+from makel.types import Sample, Shape, in_px
 
 N_GOLDEN = 4
 N_PARITY = 32

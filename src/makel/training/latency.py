@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from makel.datasets import Dataset, distinct
 from makel.errors import DatasetError, ImageError, UsageError, WeightsError
-from makel.images import Shape, decode_all, in_px, read
+from makel.images import decode_all, read
 from makel.model.folder import ModelFolder, open_folder
 from makel.model.inspector import Inspector
 from makel.model.manifest import RUNS, Draft, Latency, Manifest, Tried
@@ -43,7 +43,7 @@ from makel.training.detector import DetectorConfig, as_shape
 from makel.training.facts import facts_of
 from makel.training.features import Progress
 from makel.training.weights import find
-from makel.types import Sample
+from makel.types import Sample, Shape, in_px
 
 SIZES = (128, 192, 224, 256, 320, 384)
 """Sides of squares of as many pixels as a candidate sees."""

@@ -8,7 +8,8 @@ from pathlib import Path
 from statistics import median
 
 from makel.errors import ImageError
-from makel.images import Shape, read_header
+from makel.images import read_header
+from makel.types import Shape
 
 STEP_PX, LEAST_PX = 32, 64
 """Sides are multiples of the first, which is what backbones come down to, and no smaller than the second."""
