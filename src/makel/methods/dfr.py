@@ -84,8 +84,9 @@ class Config(DetectorConfig):
         schedule: "onecycle" with AdamW, or "constant" with Adam.
     """
 
+    size: Shape = (384, 384)
     aspect: Literal["image", "square"] = "image"
-    blocks: tuple[int, ...] = (2, 3, 4)
+    blocks: tuple[int, ...] = (2, 3)
     updates: int = 300
     normalise: bool = True
     project: int = 100
@@ -101,6 +102,7 @@ class Config(DetectorConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "fast": {},
         "paper": {
+            "size": (256, 256),
             "aspect": "square",
             "backbone": "vgg19_dfr",
             "blocks": (1, 2, 3, 4),

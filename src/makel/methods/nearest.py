@@ -13,11 +13,12 @@ Apache-2.0; read at commit 8a7748c, none of it used.
 Here it is a control without reconstruction, not a reproduction of PatchCore. Both presets take the features of the
 preset of the same name of skip_ae (PatchCore's own are backbone "wide_resnet50_2.tv_in1k" with blocks 2 and 3):
 
-1. The bank holds 10 % of the vectors, as in PatchCore, but 8,000 at most, so that size and time have a bound.
-2. It is chosen among at most 20,000 of the vectors, drawn at random, since each of its members costs a pass over them.
+1. The bank holds 10 % of the vectors, as in PatchCore, but 3,000 at most, so that size and time have a bound.
+2. It is chosen among at most 60,000 of the vectors, drawn at random, since each of its members costs a pass over them.
    As in the code, distances for the choice are taken after a random projection to 128 channels; the first member is
    the vector farthest from the mean.
-3. Channels are pooled, not averaged into 1024 groups. Zero padding of the pooling is left out of its mean.
+3. Channels are pooled, not averaged into 1024 groups. Beyond the border there are zeros, as in the code. Channels keep
+   the scale they come with, as in PatchCore.
 4. The image score is not re-weighted by the neighbour's neighbourhood; nor is it in the official code. It is the mean
    of the map's highest 1 % in `fast`, and the maximum of the map in `paper`.
 5. The map is the distance where the code takes its square, and is not blurred.
@@ -42,7 +43,7 @@ from makel.methods.layers import (
 )
 from makel.training.backbones import Backbone
 from makel.training.detector import Batches, Detector, DetectorConfig, Features
-from makel.types import Scores
+from makel.types import Scores, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,24 +61,25 @@ class Config(DetectorConfig):
         top: Share of the map whose mean is the image score; 0 for its maximum.
     """
 
+    size: Shape = (384, 384)
     aspect: Literal["image", "square"] = "image"
-    blocks: tuple[int, ...] = (2, 3, 4)
-    normalise: bool = True
+    blocks: tuple[int, ...] = (2, 3)
+    normalise: bool = False
     project: int = 100
     pool: int = 3
     share: float = 0.1
-    bank: int = 8_000
-    candidates: int = 20_000
+    bank: int = 3_000
+    candidates: int = 60_000
     chunk: int = 1_000
     top: float = 0.01
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "fast": {},
         "paper": {
+            "size": (256, 256),
             "aspect": "square",
             "backbone": "resnext101",
             "blocks": (1, 2, 3),
-            "normalise": False,
             "project": 0,
             "top": 0.0,
         },
@@ -107,7 +109,7 @@ class Nearest(Detector):
         """One pooled (N, C, H, W) level a block, projected where it is wide."""
         levels = self.grid.project(self.backbone(image))
         pool = self.config.pool
-        return tuple(F.avg_pool2d(level, pool, 1, pool // 2, count_include_pad=False) for level in levels)
+        return tuple(F.avg_pool2d(level, pool, 1, pool // 2) for level in levels)
 
     def prepare(self, good: Batches) -> None:
         """The scale of every channel."""

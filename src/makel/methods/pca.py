@@ -28,7 +28,7 @@ from torch import Tensor
 from makel.methods.layers import FeatureGrid, Moments, finish_scores, level_shape, principal_axes
 from makel.training.backbones import Backbone
 from makel.training.detector import Batches, Detector, DetectorConfig, Features
-from makel.types import Scores
+from makel.types import Scores, Shape
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,9 @@ class Config(DetectorConfig):
         top: Share of the map whose mean is the image score; 0 for its maximum.
     """
 
+    size: Shape = (384, 384)
     aspect: Literal["image", "square"] = "image"
-    blocks: tuple[int, ...] = (2, 3, 4)
+    blocks: tuple[int, ...] = (2, 3)
     normalise: bool = True
     project: int = 100
     variance: float = 0.99
@@ -52,6 +53,7 @@ class Config(DetectorConfig):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "fast": {},
         "paper": {
+            "size": (256, 256),
             "aspect": "square",
             "backbone": "resnext101",
             "blocks": (1, 2, 3),

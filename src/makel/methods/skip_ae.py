@@ -63,7 +63,7 @@ from makel.methods.layers import (
 )
 from makel.training.backbones import Backbone
 from makel.training.detector import Batches, Detector, DetectorConfig, Features
-from makel.types import Scores, in_px
+from makel.types import Scores, Shape, in_px
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ class Config(DetectorConfig):
         schedule: "onecycle" with AdamW, or "constant" with Adam.
     """
 
-    size: tuple[int, int] = (384, 384)
+    size: Shape = (384, 384)
     aspect: Literal["image", "square"] = "image"
     blocks: tuple[int, ...] = (2, 3)
     updates: int = 800
