@@ -200,12 +200,21 @@ class SkipAE(Detector):
     def finish(self, good: Batches) -> None:
         """What good images look like, and how unseen ones differ from that."""
         if self.config.reading != "l2":
+            for value in self.autoencoder.parameters():
+                value.copy_(value.half())  # half the size of the model folder; what follows knows it like this
             self._read(good)
         super().finish(good)
 
     def trained_state(self) -> dict[str, Tensor]:
         """The autoencoder and the channels' scales, without the readings, which are many times larger."""
-        return {key: value for key, value in self.learned_state().items() if key.startswith(("autoencoder.", "grid."))}
+        trained = {
+            key: value for key, value in self.learned_state().items() if key.startswith(("autoencoder.", "grid."))
+        }
+        # The autoencoder is in half precision already, see `finish`; a float16 tensor loads into a float32 one.
+        return {
+            key: value.half() if key.startswith("autoencoder.") and value.ndim > 1 else value
+            for key, value in trained.items()
+        }
 
     def residual(self, features: Features) -> Tensor:
         """FE(x) - AE(FE(x)): (N, C, rows, columns)."""
