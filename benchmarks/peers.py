@@ -224,7 +224,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("categories", type=Path, nargs="+")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of ours; '' leaves it out")
-    parser.add_argument("--ours-size", type=int, help="side of a square of as many pixels as our model takes; unset, the default's")
+    parser.add_argument(
+        "--ours-size", type=int, help="side of a square of as many pixels as our model takes; unset, the default's"
+    )
     parser.add_argument("--models", default=",".join(MODELS), help="the peer's models; it has one seed, 0")
     parser.add_argument("--size", type=int, default=256, help="side of the image that the peer's models take")
     parser.add_argument("--peer-script", type=Path)
