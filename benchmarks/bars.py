@@ -129,7 +129,7 @@ def peers_bars_at(rows: list[dict[str, str]], size: str, where: str) -> Iterator
 
 
 def best_of(what: str, mine: float, peers: dict[str, float], ahead: float) -> Iterator[Bar]:
-    """At least so far ahead of the best peer, to the three digits that are shown, or behind it where that is negative."""
+    """At least so far ahead of the best peer, to the three digits that are shown; behind it where that is negative."""
     if peers:
         best = max(peers, key=peers.__getitem__)
         is_met = round(mine, 3) >= round(peers[best] + ahead, 3)
