@@ -38,9 +38,17 @@ class Bar:
 
 
 ACCURACY = {
-    "toothbrush": {"image_auroc": 0.998, "pixel_auroc": 0.992, "aupro_30": 0.94},
-    "magnetic_tile": {"image_auroc": 0.96, "pixel_auroc": 0.80},
+    "toothbrush": {"image_auroc": 0.998, "pixel_auroc": 0.992},
+    "magnetic_tile": {"image_auroc": 0.98, "pixel_auroc": 0.844},
+    "pill": {"image_auroc": 0.965, "pixel_auroc": 0.98},
+    "screw": {"image_auroc": 0.975, "pixel_auroc": 0.994},
+    "metal_nut": {"image_auroc": 0.995},
+    "aliens": {"image_auroc": 0.995},
+    "cookies": {"image_auroc": 0.995, "pixel_auroc": 0.97},
 }
+BEHIND, AHEAD = 0.01, 0.01
+"""How far a set may be behind its best peer, and how far the mean of all has to be ahead of the best peer's."""
+
 WORDS = {
     "found_5": "defects found at a 5 % promise",
     "image_auroc": "image AUROC",
@@ -60,32 +68,33 @@ def at_most(what: str, value: float, aim: float, unit: str, form: str = ".1f") -
 def first_model_bars() -> Iterator[Bar]:
     rows = read("first_model.csv")
     groups = {category: of for (category,), of in grouped(rows, "category").items()}
-    for category in (category for category in ACCURACY if category in groups):
-        for metric, aim in ACCURACY[category].items():
-            yield at_least(f"{category}, {WORDS[metric]}", mean(float(row[metric]) for row in groups[category]), aim)
-    for category, of in groups.items():
-        gap = max(
-            max(values) - mean(values)
-            for values in ([float(row[metric]) for row in of] for metric in ("image_auroc", "pixel_auroc"))
-        )
-        what = f"{category}, best seed over the mean of {len(of)}"
-        yield Bar(what, "at most 0.005, of 5 seeds", f"{gap:.4f}", gap <= 0.005 and len(of) >= 5)
     slowest = {
-        key: max(median(float(row[f"latency_256_{key}_ms"]) for row in of) for of in groups.values())
+        key: max(median(float(row[f"latency_own_{key}_ms"]) for row in of) for of in groups.values())
         for key in ("p50", "p99")
     }
     if "toothbrush" in groups:
         fit_s = median(float(row["fit_s"]) for row in groups["toothbrush"])
-        yield at_most("toothbrush, the whole fit command", fit_s, 30, "s")
-    yield at_most("decoded 256x256 image to verdict, p50", slowest["p50"], 15, "ms")
-    yield at_most("decoded 256x256 image to verdict, p99", slowest["p99"], 25, "ms")
+        yield at_most("toothbrush, the whole fit command", fit_s, 60, "s")
+    yield at_most("decoded image to verdict, p50", slowest["p50"], 25, "ms")
+    yield at_most("decoded image to verdict, p99", slowest["p99"], 40, "ms")
     cold_s = median(float(row["cold_inspect_s"]) for row in rows)
     yield at_most("cold start to the first verdict", cold_s, 1, "s", ".2f")
     yield at_most("model folder", max(float(row["model_mb"]) for row in rows), 25, "MB")
 
 
+def accuracy_bars(rows: list[dict[str, str]]) -> Iterator[Bar]:
+    """The default on each set."""
+    groups = grouped([row for row in rows if row["who"] == "makel"], "category")
+    for category, aims in ACCURACY.items():
+        for metric, aim in aims.items():
+            value = average(groups.get((category,), []), metric)
+            if value is not None:
+                yield at_least(f"{category}, {WORDS[metric]}", value, aim)
+
+
 def peers_bars() -> Iterator[Bar]:
     rows = done(read_peers("peers.csv"))
+    yield from accuracy_bars(rows)
     sizes = sizes_of_peers(rows)
     for size in sizes:
         yield from peers_bars_at(rows, size, f" at {size}" if len(sizes) > 1 else "")
@@ -103,31 +112,29 @@ def peers_bars_at(rows: list[dict[str, str]], size: str, where: str) -> Iterator
         theirs = {
             who: {category: average(groups.get((who, category), []), metric) for category in measured} for who in models
         }
-        if metric == "found_5" and len(measured) > 1:
-            whole = {who: mean(of.values()) for who, of in theirs.items() if None not in of.values()}
-            yield from best_of(
-                f"mean of {len(measured)} sets, {what}{where}", mean(mine[each] for each in measured), whole
-            )
+        whole = {who: mean(of.values()) for who, of in theirs.items() if of and None not in of.values()}
+        if len(measured) > 1:
+            words = f"mean of {len(measured)} sets, {what}{where}"
+            yield from best_of(words, mean(mine[each] for each in measured), whole, AHEAD)
+        if metric == "found_5":
+            continue
         for category in measured:
             known = {who: value for who, of in theirs.items() if (value := of[category]) is not None}
-            yield from best_of(f"{category}, {what}{where}", mine[category], known)
+            yield from best_of(f"{category}, {what}{where}", mine[category], known, -BEHIND)
     for category in sets:
-        for who, key, what, aim in (
-            ("anomalib patchcore", "fit_s", "fit against PatchCore", 1.0),
-            ("anomalib patchcore", "ms_p50", "an image against PatchCore", 4.0),
-            ("anomalib padim", "ms_p50", "an image against PaDiM", 8.0),
-        ):
-            value = ratio(groups.get((who, category), []), ours[category], key)
-            if value is not None:
-                yield Bar(f"{category}, {what}{where}", f"at least {aim:g}x as fast", times(value), value >= aim)
+        value = ratio(groups.get(("anomalib patchcore", category), []), ours[category], "ms_p50")
+        if value is not None:
+            what = f"{category}, an image against PatchCore{where}"
+            yield Bar(what, "at least 3x as fast", times(value), value >= 3)
 
 
-def best_of(what: str, mine: float, peers: dict[str, float]) -> Iterator[Bar]:
-    """At least as good as the best peer, to the three digits that are shown: both may be perfect."""
+def best_of(what: str, mine: float, peers: dict[str, float], ahead: float) -> Iterator[Bar]:
+    """At least so far ahead of the best peer, to the three digits that are shown, or behind it where that is negative."""
     if peers:
         best = max(peers, key=peers.__getitem__)
-        is_met = round(mine, 3) >= round(peers[best], 3)
-        yield Bar(f"{what} against the best peer", f"at least {peers[best]:.3f} ({best})", f"{mine:.3f}", is_met)
+        is_met = round(mine, 3) >= round(peers[best] + ahead, 3)
+        aim = f"at least {peers[best]:.3f} {'+' if ahead > 0 else '-'} {abs(ahead):g} ({best})"
+        yield Bar(f"{what} against the best peer", aim, f"{mine:.3f}", is_met)
 
 
 def fit_scaling_bars() -> Iterator[Bar]:
@@ -135,7 +142,7 @@ def fit_scaling_bars() -> Iterator[Bar]:
     groups = {int(count): of for (count,), of in grouped(rows, "n_images").items()}
     fit_s = {count: median(float(row["fit_s"]) for row in of) for count, of in sorted(groups.items())}
     if 320 in groups:
-        yield at_most("fit on 320 images of 1024x1024", fit_s[320], 90, "s")
+        yield at_most("fit on 320 images of 1024x1024", fit_s[320], 150, "s")
     if 4000 in groups:
         peak_mb = max(float(row["peak_mb"]) for row in groups[4000])
         yield at_most("peak memory of a fit on 4,000 images of 1024x1024", peak_mb, 2000, "MB", ".0f")

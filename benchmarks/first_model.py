@@ -5,7 +5,7 @@
 
 Every step is the command a user would type, in a process of its own. Seconds are wall time with decoding inside, memory
 is the peak resident size of the process, latency is one decoded image to its verdict, decoding not inside:
-`latency_*` of the images as they are, by `makel evaluate`, `latency_256_*` of the same ones at 256x256.
+`latency_*` of the images as they are, by `makel evaluate`, `latency_own_*` of the same ones at the model's own size.
 """
 
 import argparse
@@ -42,8 +42,8 @@ def run(*command: str) -> tuple[str, float, float]:
     return text, seconds, usage.ru_maxrss / (1 << 20 if sys.platform == "darwin" else 1 << 10)
 
 
-def latency_256(model: str, category: Path) -> dict[str, float]:
-    """Milliseconds from a decoded 256x256 image to its verdict, on two threads, in this process."""
+def latency_own(model: str, category: Path) -> dict[str, float]:
+    """Milliseconds from a decoded image of the model's own size to its verdict, on two threads, in this process."""
     import cv2
     import numpy as np
 
@@ -52,8 +52,9 @@ def latency_256(model: str, category: Path) -> dict[str, float]:
     from makel.images import read
 
     inspector = makel.Inspector.load(model, threads=2)
+    height, width = inspector.manifest.preprocessing.shape
     images = [
-        cv2.resize(read(sample.image_path), (256, 256), interpolation=cv2.INTER_AREA)
+        cv2.resize(read(sample.image_path), (width, height), interpolation=cv2.INTER_AREA)
         for sample in load(category).test[:CALLS]
     ]
     elapsed_ms = []
@@ -62,7 +63,7 @@ def latency_256(model: str, category: Path) -> dict[str, float]:
         inspector.inspect(images[call % len(images)])
         if call >= 0:
             elapsed_ms.append(1000 * (time.perf_counter() - began))
-    return {f"latency_256_p{rank}_ms": round(float(np.percentile(elapsed_ms, rank)), 3) for rank in (50, 95, 99)}
+    return {f"latency_own_p{rank}_ms": round(float(np.percentile(elapsed_ms, rank)), 3) for rank in (50, 95, 99)}
 
 
 def measure(category: Path, seed: int, options: list[str]) -> dict[str, object]:
@@ -109,10 +110,10 @@ def main() -> None:
     parser.add_argument("--seeds", default="0")
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--options", default="", help="further options of makel fit, such as '--epochs 20'")
-    parser.add_argument("--latency", metavar="MODEL", help="time a model on 256x256 images, here, and print it as JSON")
+    parser.add_argument("--latency", metavar="MODEL", help="time a model on images of its own size, here, as JSON")
     args = parser.parse_args()
     if args.latency:
-        print(json.dumps(latency_256(args.latency, args.categories[0])))
+        print(json.dumps(latency_own(args.latency, args.categories[0])))
         return
     rows = [
         measure(category, int(seed), args.options.split())

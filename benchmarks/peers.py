@@ -125,7 +125,7 @@ def measure_ours(
             sys.exit(f"makel.fit held out {n} images, not the {len(kept)} of makel.datasets.split")
         of_held_out = [scored(inspector, dataset.root / path)[0] for path in kept]
         of_test, maps = zip(*(scored(inspector, path) for path in test), strict=True)
-        size = inspector.manifest.preprocessing.size
+        size = list(inspector.manifest.preprocessing.shape)
     has_masks = any(sample.mask_path for sample in dataset.test)
     np.savez(
         scores,
@@ -159,9 +159,9 @@ def scored(inspector: makel.Inspector, path: Path) -> tuple[float, np.ndarray]:
 
 
 def default_size() -> int:
-    """The side of the image that a model of `makel.fit` takes when nobody says."""
+    """The side of a square of as many pixels as a model of `makel.fit` takes when nobody says."""
     given = inspect.signature(makel.fit).parameters
-    return load_method(given["method"].default).config_class.preset(given["preset"].default).size
+    return load_method(given["method"].default).config_class.preset(given["preset"].default).size[0]
 
 
 def row_of(
@@ -224,7 +224,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("categories", type=Path, nargs="+")
     parser.add_argument("--seeds", default="0,1,2", help="seeds of ours; '' leaves it out")
-    parser.add_argument("--ours-size", type=int, help="side of the image that our model takes; unset, the default's")
+    parser.add_argument(
+        "--ours-size", type=int, help="side of a square of as many pixels as our model takes; unset, the default's"
+    )
     parser.add_argument("--models", default=",".join(MODELS), help="the peer's models; it has one seed, 0")
     parser.add_argument("--size", type=int, default=256, help="side of the image that the peer's models take")
     parser.add_argument("--peer-script", type=Path)

@@ -14,6 +14,10 @@ from torch import Tensor, nn
 
 from makel.methods.layers import LEAST, choose_coreset, to_side
 
+LEAST_STD = 1e-3
+"""A standard deviation below this is taken for this: what hardly differs would else be told apart by rounding, which
+every runtime does in its own way."""
+
 
 class NearestGood(nn.Module):
     """A bank of vectors of good images, each half of their channels on one scale.
@@ -61,8 +65,7 @@ class NearestGood(nn.Module):
         self.centre.copy_(rows.mean(0))
         centred = rows - self.centre
         halves = centred.square().mean(0).reshape(2, -1).sum(1).sqrt()
-        # What hardly differs at all would else be told apart by rounding, which every runtime does in its own way.
-        halves = halves.clamp_min(1e-3 * rows.square().sum(1).mean().sqrt()).clamp_min(LEAST)
+        halves = halves.clamp_min(LEAST_STD * rows.square().sum(1).mean().sqrt()).clamp_min(LEAST)
         self.scale.copy_(halves.repeat_interleave(rows.shape[1] // 2))
         scaled = centred / self.scale
         self.bank = scaled[choose_coreset(scaled, min(self.most, len(scaled)), project=64)].half()
@@ -91,17 +94,19 @@ class WholeImages(nn.Module):
 
     Attributes:
         mean: (D,) buffer, D being C times the cells of the grid.
+        std: (D,) buffer, one value for all cells of a channel.
         axes: (K, D) half-precision buffer, orthonormal.
     """
 
     GRID = 8
     """Cells of the grid a side, at most."""
-    EXPLAINED, MOST_AXES = 0.97, 384
+    EXPLAINED, MOST_AXES = 0.97, 256
     """Axes are taken until they explain this share of the variance, or there are so many."""
     MOST_IMAGES = 1024
     """Good images that axes are found from, at most, spread over all."""
 
     mean: Tensor
+    std: Tensor
     axes: Tensor
 
     def __init__(self, channels: int, shape: tuple[int, int]) -> None:
@@ -110,6 +115,7 @@ class WholeImages(nn.Module):
         self.cells = (min(self.GRID, shape[0]), min(self.GRID, shape[1]))
         size = channels * self.cells[0] * self.cells[1]
         self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("std", torch.ones(size))
         self.register_buffer("axes", torch.zeros(0, size, dtype=torch.float16))
         self.register_load_state_dict_pre_hook(_resize_before_load)  # type: ignore[no-untyped-call]
 
@@ -121,7 +127,9 @@ class WholeImages(nn.Module):
         """Set the buffers from (M, D) vectors of good images."""
         rows = images[:: ceil(len(images) / self.MOST_IMAGES)].float()
         self.mean.copy_(rows.mean(0))
-        centred = rows - self.mean
+        std = rows.reshape(len(rows), self.channels, -1).std((0, 2), correction=0)
+        self.std.copy_(std.clamp_min(LEAST_STD).repeat_interleave(rows.shape[1] // self.channels))
+        centred = (rows - self.mean) / self.std
         # There are more dimensions than images: the images' products with each other have the same axes, sooner.
         values, vectors = torch.linalg.eigh((centred @ centred.T).double())
         values, vectors = values.flip(0).clamp_min(0), vectors.flip(1)
@@ -136,7 +144,7 @@ class WholeImages(nn.Module):
 
     def distance(self, images: Tensor) -> Tensor:
         """Root mean square over the channels of what is left of (N, D): (N, 1, rows, columns) of the grid."""
-        vectors, axes = images - self.mean, self.axes.float()
+        vectors, axes = (images - self.mean) / self.std, self.axes.float()
         left = (vectors - (vectors @ axes.T) @ axes).reshape(-1, self.channels, *self.cells)
         distance: Tensor = (left * left).mean(1, keepdim=True).clamp_min(LEAST).sqrt()
         return distance

@@ -31,7 +31,7 @@ The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmark
    (`good_layers.NearestGood`; PatchCore's idea, Roth et al. 2022, https://arxiv.org/abs/2106.08265).
 8. So is the image as a whole: what the principal axes of good images, each one vector, leave of this one
    (`good_layers.WholeImages`; Ahuja et al. 2019, https://arxiv.org/abs/1909.11786). Tiles, which are parts of an image,
-   are read by the nearest alone.
+   are read by the nearest alone, at 256 x 256.
 9. The map is the geometric mean of both. The image score takes the highest 1 % of the nearest's map, and of the whole's
    its highest 5 % and all of it. Each is measured by what is usual among good images that neither the autoencoder nor
    the readings have seen, in standard deviations of its logarithm; the score is the root mean square of those above the
@@ -117,7 +117,7 @@ class Config(DetectorConfig):
             "schedule": "constant",
         },
     }
-    for_tiles: ClassVar[dict[str, Any]] = {"reading": "nearest"}
+    for_tiles: ClassVar[dict[str, Any]] = {"reading": "nearest", "size": (256, 256)}
 
 
 NEAREST_TOPS, WHOLE_TOPS = (0.01,), (0.05, 1.0)
@@ -200,12 +200,21 @@ class SkipAE(Detector):
     def finish(self, good: Batches) -> None:
         """What good images look like, and how unseen ones differ from that."""
         if self.config.reading != "l2":
+            for value in self.autoencoder.parameters():
+                value.copy_(value.half())  # half the size of the model folder; what follows knows it like this
             self._read(good)
         super().finish(good)
 
     def trained_state(self) -> dict[str, Tensor]:
         """The autoencoder and the channels' scales, without the readings, which are many times larger."""
-        return {key: value for key, value in self.learned_state().items() if key.startswith(("autoencoder.", "grid."))}
+        trained = {
+            key: value for key, value in self.learned_state().items() if key.startswith(("autoencoder.", "grid."))
+        }
+        # The autoencoder is in half precision already, see `finish`; a float16 tensor loads into a float32 one.
+        return {
+            key: value.half() if key.startswith("autoencoder.") and value.ndim > 1 else value
+            for key, value in trained.items()
+        }
 
     def residual(self, features: Features) -> Tensor:
         """FE(x) - AE(FE(x)): (N, C, rows, columns)."""

@@ -1,8 +1,8 @@
 """Which part of the input counts: a part of the network, so that an exported model ignores what its zones ignore.
 
-What is ignored is painted over before anything looks at the image. A feature sees far beyond its own position, and
-brightness is evened out over the whole image; weighing the map alone would let what is ignored into the score by
-either way. Painted over, it cannot change a single bit of what the model gives.
+What is ignored is painted over before anything looks at the image. A feature sees far beyond its own position, and an
+image is also read as a whole; weighing the map alone would let what is ignored into the score by either way. Painted
+over, it cannot change a single bit of what the model gives.
 """
 
 from __future__ import annotations
