@@ -123,11 +123,17 @@ def whole_of(x):
 def test_a_whole_is_what_scikit_learns_principal_axes_leave():
     good, x = kinds_of(60, noise=1.5), kinds_of(5, noise=1.5)
     whole = whole_of(good)
-    rows = F.avg_pool2d(good, 2).flatten(1).half().double().numpy()
+
+    def cells_of(x):
+        """Every channel by its own spread over images and cells."""
+        return (F.avg_pool2d(x, 2).half().double() / std).flatten(1).numpy()
+
+    std = F.avg_pool2d(good, 2).half().double().std((0, 2, 3), correction=0, keepdim=True)
+    rows = cells_of(good)
     reference = PCA(0.97, svd_solver="full").fit(rows)
     assert len(whole.axes) == reference.n_components_
     assert 2 < len(whole.axes) < 59
-    fresh = F.avg_pool2d(x, 2).flatten(1).double().numpy()
+    fresh = cells_of(x)
     left = fresh - reference.inverse_transform(reference.transform(fresh))
     expected = np.sqrt(np.mean(left.reshape(5, 3, 8, 8) ** 2, axis=1, keepdims=True))
     found = whole(x)
