@@ -299,6 +299,7 @@ def copies_in_turn(n, times):
 )
 def test_no_step_sees_an_image_that_is_kept_out_nor_a_tile_or_copy_of_it(shaped_backbone, as_cache, image_of, n_unseen):
     cache, levels = as_cache(*product(24, 1))
+    image_of = 100 + 7 * image_of  # their numbers say nothing
     detector = small(shaped_backbone, epochs=1)
     seen_rows = fit_and_watch(detector, of_images(cache, image_of), levels)
     seen = set(image_of[sorted(seen_rows)])
@@ -316,7 +317,7 @@ def test_images_kept_out_are_spread_over_all_and_no_more_than_enough(shaped_back
     assert small(shaped_backbone, reading="l2").trained_on(np.arange(500)).all()
 
 
-@pytest.mark.parametrize("image_of", [np.arange(24), copies_in_turn(12, 2)], ids=["images", "copies"])
+@pytest.mark.parametrize("image_of", [np.arange(24), np.arange(12).repeat(2)], ids=["images", "copies"])
 def test_what_is_usual_is_learned_from_images_that_nothing_has_seen(shaped_backbone, as_cache, image_of):
     # Everything is remembered and every axis counts, so that what has been seen is known very well.
     levels = product(24, 1)
