@@ -5,7 +5,6 @@ import pytest
 
 import makel
 from makel.errors import ImageError, UsageError
-from makel.methods.residual_layers import FOLDS
 from makel.training.augment import BLOCK, COPIES, jitter, with_copies
 
 
@@ -13,12 +12,11 @@ def image(seed, side=32):
     return np.random.default_rng(seed).random((3, side, side), np.float32)
 
 
-def test_copies_follow_their_block_and_fall_into_the_folds_of_their_images():
+def test_copies_follow_their_block_each_under_the_file_of_its_image():
     images = [(Path(f"{index}.png"), image(index)) for index in range(BLOCK)]
     rows = list(with_copies(iter(images), seed=0))
     assert len(rows) == BLOCK * (1 + COPIES)
     assert all(path == images[index % BLOCK][0] for index, (path, _) in enumerate(rows))
-    assert BLOCK == FOLDS
     for (path, original), (same_path, first) in zip(images, rows, strict=False):
         assert path == same_path
         assert first is original

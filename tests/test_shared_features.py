@@ -69,7 +69,7 @@ def test_seed_and_training_share_frozen_halves_that_differ_do_not(line, tmp_path
     assert places(tmp_path) == first
     assert (first[0] / "0.npy").stat().st_mtime_ns == written
     share(line, tmp_path, blocks=(1, 2))
-    share(line, tmp_path, standardise=False)
+    share(line, tmp_path, project=64)
     assert len(places(tmp_path)) == 3
     share(replace(line, good=line.good[1:]), tmp_path)
     assert len(places(tmp_path)) == 4

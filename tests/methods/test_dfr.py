@@ -30,7 +30,7 @@ def test_paper_is_the_papers_setting():
     config = Config.preset("paper")
     assert (config.backbone, config.blocks, config.size, config.region) == ("vgg19_dfr", (1, 2, 3, 4), (256, 256), 4)
     assert (config.epochs, config.batch_size, config.learning_rate, config.variance) == (700, 4, 1e-4, 0.9)
-    assert (config.align_corners, config.normalise, config.standardise, config.top) == (True, False, False, 0.0)
+    assert (config.align_corners, config.normalise, config.top) == (True, False, 0.0)
 
 
 @pytest.mark.parametrize(("blocks", "channels", "layers"), [((1, 2, 3, 4), 3456, 12), ((1, 2, 3, 4, 5), 5504, 16)])

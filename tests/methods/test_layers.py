@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -10,12 +8,9 @@ from makel.methods.layers import (
     Moments,
     Projection,
     SkipAutoencoder,
-    finish_level_scores,
     finish_scores,
-    log_spreads,
     neighbourhoods,
     principal_axes,
-    standardise,
     to_side,
     top_mean,
 )
@@ -25,19 +20,6 @@ from makel.training.inspected import Inspected
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
-
-
-def test_standardise_gives_every_image_one_brightness_and_contrast():
-    images = torch.rand(3, 3, 8, 8) * torch.tensor([0.2, 0.5, 1.0])[:, None, None, None]
-    out = standardise(images)
-    np.testing.assert_allclose(out.flatten(1).mean(1), 0.5, atol=1e-5)
-    np.testing.assert_allclose(out.flatten(1).std(1, correction=0), 0.25, rtol=1e-4)
-
-
-def test_standardise_divides_by_no_less_than_its_floor():
-    blank = torch.full((1, 3, 4, 4), 0.3)
-    blank[0, 0, 0, 0] += 0.01
-    assert standardise(blank).sub(0.5).abs().max() < 0.01 * 0.25 / 0.02
 
 
 def test_to_side_averages_where_it_shrinks_and_is_bilinear_where_it_grows():
@@ -97,10 +79,19 @@ def test_to_side_keeps_rows_and_columns_apart():
     assert to_side(torch.tensor([[[[3.0, 6.0, 9.0]]]]), (1, 2))[0, 0].tolist() == [[4.0, 8.0]]
 
 
-def test_an_autoencoder_takes_sides_that_cannot_be_halved():
-    network = SkipAutoencoder([3, 4], [1], (4, 4, 4), (0, 2)).eval()
-    levels = [torch.rand(2, 3, 12, 9), torch.rand(2, 4, 6, 5)]
-    assert [out.shape for out in network(levels)] == [level.shape for level in levels]
+@pytest.mark.parametrize("shape", [(8, 8), (12, 9), (5, 7), (11, 30), (16, 4)])
+def test_an_autoencoder_takes_sides_that_cannot_be_halved(shape):
+    network = SkipAutoencoder(3, (4, 4), (2,)).eval()
+    x = torch.rand(2, 3, *shape)
+    assert network(x).shape == x.shape
+
+
+def test_a_missing_last_row_or_column_is_the_one_before_again():
+    network = SkipAutoencoder(2, (4,), ()).eval()
+    out = network(torch.rand(1, 2, 5, 7))
+    assert torch.equal(out[:, :, 4], out[:, :, 3])
+    assert torch.equal(out[..., 6], out[..., 5])
+    assert not torch.equal(out[:, :, 3], out[:, :, 2])
 
 
 def test_neighbourhoods_are_means_with_zeros_beyond_the_border():
@@ -128,51 +119,10 @@ def test_the_image_score_is_of_the_grid_or_the_maximum_of_the_full_map():
     assert torch.equal(of_all.image, of_all.anomaly_map.amax((1, 2, 3)))
 
 
-def test_several_levels_are_joined_and_enlarged_by_their_reciprocals():
-    fine, coarse = torch.rand(2, 1, 4, 4) + 0.1, torch.rand(2, 1, 2, 2) + 0.1
-    scores = finish_level_scores([fine, coarse], (8, 8), [0.25, 0.5])
-    enlarged = [torch.nn.functional.interpolate(1 / each, (8, 8), mode="bilinear") for each in (fine, coarse)]
-    torch.testing.assert_close(scores.anomaly_map, 2 / (enlarged[0] + enlarged[1]))
-    torch.testing.assert_close(scores.image, (top_mean(fine, 0.25) * top_mean(coarse, 0.5)).sqrt())
-    of_maximum = finish_level_scores([fine, coarse], (8, 8), [0.0, 0.0])
-    assert torch.equal(of_maximum.image, scores.anomaly_map.amax((1, 2, 3)))
-    weights = torch.tensor([[0.1, 0.4, 0.5], [0.3, 0.2, 0.5]])
-    weighed = finish_level_scores([fine, fine, coarse], (8, 8), [0.25, 0.25, 0.5], weights=weights)
-    torch.testing.assert_close(weighed.anomaly_map, scores.anomaly_map)
-    torch.testing.assert_close(weighed.image, scores.image)
-    of_image_alone = finish_level_scores(
-        [fine, coarse], (8, 8), [0.25, 0.5], weights=torch.tensor([[1.0, 0.0], [0.0, 1.0]])
-    )
-    torch.testing.assert_close(of_image_alone.anomaly_map, 1 / enlarged[0])
-    torch.testing.assert_close(of_image_alone.image, top_mean(coarse, 0.5))
-
-
-def test_levels_count_by_how_far_they_lie_above_the_usual():
-    usual = torch.tensor([[0.0, 0.1], [1.0, 2.0], [1.0, 2.0]])
-    levels = [torch.full((1, 1, 2, 2), math.exp(log)) for log in (0.5, 3.0, -39.0)]
-    maps, tops = [levels[0], levels[1], levels[2].clamp_min(1e-12)], [0.25, 0.5, 0.5]
-    weights = torch.tensor([[1.0, 0.0, 0.0], [1 / 2, 1 / 4, 1 / 4]])
-    scores = finish_level_scores(maps, (8, 8), tops, weights=weights, usual=usual)
-    # 5 standard deviations above, 1 above, and so far below that it counts for nothing.
-    one, two, three = (math.log1p(math.exp(z)) for z in (5, 1, (math.log(1e-6) - 1) / 2))
-    assert scores.image.item() == pytest.approx(math.sqrt(one**2 / 2 + two**2 / 4 + three**2 / 4), rel=1e-4)
-    torch.testing.assert_close(scores.anomaly_map, finish_level_scores(maps, (8, 8), tops, weights=weights).anomaly_map)
-
-
-def test_the_spread_of_a_map_is_of_its_logarithm_where_it_is_inspected():
-    maps = torch.rand(3, 1, 4, 4) + 0.1
-    spread = maps.flatten(1).log().std(1, correction=0)
-    torch.testing.assert_close(log_spreads([maps, 7 * maps]), torch.stack([spread, spread]))
-    scored = np.zeros((4, 4), bool)
-    scored[:2] = True
-    of_part = log_spreads([maps], Inspected(np.ones_like(scored), scored))
-    torch.testing.assert_close(of_part, maps[:, :, :2].flatten(1).log().std(1, correction=0)[None])
-
-
 def test_the_skip_autoencoder_of_the_paper_has_49_million_weights():
     with torch.device("meta"):
-        network = SkipAutoencoder([1792], [], (256, 512, 512, 512), (-1, -1, -1))
-        (out,) = network([torch.empty(1, 1792, 64, 64)])
+        network = SkipAutoencoder(1792, (256, 512, 512, 512), (-1, -1, -1))
+        out = network(torch.empty(1, 1792, 64, 64))
     count = sum(parameter.numel() for parameter in network.parameters())
     assert count == pytest.approx(49.3e6, rel=2e-3)
     assert out.shape == (1, 1792, 64, 64)
@@ -181,7 +131,7 @@ def test_the_skip_autoencoder_of_the_paper_has_49_million_weights():
 
 def test_what_the_paper_network_carries_past_its_input_is_a_seventeenth_of_it():
     with torch.device("meta"):
-        network = SkipAutoencoder([1792], [], (256, 512, 512, 512), (-1, -1, -1))
+        network = SkipAutoencoder(1792, (256, 512, 512, 512), (-1, -1, -1))
         x, carried = torch.empty(1, 1792, 64, 64), 0
         for down in network.down:
             x = down(x)
@@ -189,24 +139,14 @@ def test_what_the_paper_network_carries_past_its_input_is_a_seventeenth_of_it():
     assert carried / (1792 * 64 * 64) == pytest.approx(0.059, abs=5e-4)
 
 
-def test_a_coarse_level_comes_out_at_its_own_side():
-    network = SkipAutoencoder([5, 7], [1], (6, 8), (3,)).eval()
-    fine, coarse = torch.randn(2, 5, 8, 8), torch.randn(2, 7, 4, 4)
-    outputs = network([fine, coarse])
-    assert [out.shape for out in outputs] == [fine.shape, coarse.shape]
-    changed = network([fine, coarse + 1])
-    assert not torch.equal(outputs[0], changed[0])
-    assert not torch.equal(outputs[1], changed[1])
-
-
 def test_a_skip_of_zero_channels_carries_nothing():
     x = torch.randn(1, 5, 8, 8)
-    with_skip, without = (SkipAutoencoder([5], [], (6, 8), (skip,)).eval() for skip in (-1, 0))
+    with_skip, without = (SkipAutoencoder(5, (6, 8), (skip,)).eval() for skip in (-1, 0))
     for network in (with_skip, without):
         network.up[1].weight.data.zero_()  # nothing comes up from the innermost map
         network.up[1].bias.data.zero_()
-    assert torch.equal(without([x])[0], without([torch.randn(1, 5, 8, 8)])[0])
-    assert not torch.equal(with_skip([x])[0], with_skip([torch.randn(1, 5, 8, 8)])[0])
+    assert torch.equal(without(x), without(torch.randn(1, 5, 8, 8)))
+    assert not torch.equal(with_skip(x), with_skip(torch.randn(1, 5, 8, 8)))
 
 
 def test_the_image_score_is_taken_from_what_is_inspected():
@@ -217,6 +157,3 @@ def test_the_image_score_is_taken_from_what_is_inspected():
     anomaly_map = torch.arange(16.0).reshape(1, 1, 4, 4)
     assert finish_scores(anomaly_map, (8, 8), 0.5, inspected).image.item() == 5.0  # of six, the three highest: 6, 5, 4
     assert finish_scores(anomaly_map, (8, 8), 0.5).image.item() == 11.5
-    assert finish_level_scores([anomaly_map, anomaly_map], (8, 8), [0.5, 0.5], inspected).image.item() == pytest.approx(
-        5.0
-    )

@@ -50,7 +50,7 @@ def test_equal_points_are_chosen_once_each():
 @pytest.fixture
 def fitted(shaped_backbone, as_cache):
     """On features of the input's own side, so that the map is not resized."""
-    config = Config(size=8, blocks=(1,), normalise=False, project=0, bank=70, candidates=10_000, chunk=32, top=0.0)
+    config = Config(size=8, blocks=(1,), project=0, bank=70, candidates=10_000, chunk=32, top=0.0)
     detector = Nearest(config, shaped_backbone((5,), (1,)))
     cache, (seen,) = as_cache(torch.randn(20, 5, 8, 8))
     detector.finish(cache)
@@ -91,13 +91,23 @@ def test_the_bank_is_bounded_by_share_bank_and_candidates(shaped_backbone, as_ca
     assert len(detector.bank) == expected
 
 
-def test_the_neighbourhood_mean_leaves_padding_out(shaped_backbone):
-    detector = Nearest(Config(size=4, blocks=(1,), standardise=False), shaped_backbone((3,), (1,)))
+def test_the_neighbourhood_mean_counts_zeros_beyond_the_border(shaped_backbone):
+    detector = Nearest(Config(size=4, blocks=(1,)), shaped_backbone((3,), (1,)))
     detector.backbone.network = _AsOneLevel()
     image = torch.rand(1, 3, 4, 4)
     (level,) = detector.extract(image)
-    torch.testing.assert_close(level[:, :, 0, 0], image[:, :, :2, :2].mean((2, 3)))
+    torch.testing.assert_close(level[:, :, 0, 0], image[:, :, :2, :2].sum((2, 3)) / 9)
+    torch.testing.assert_close(level[:, :, 0, 2], image[:, :, :2, 1:].sum((2, 3)) / 9)
     torch.testing.assert_close(level[:, :, 1, 2], image[:, :, :3, 1:].mean((2, 3)))
+
+
+def test_channels_keep_their_scale_in_fast(shaped_backbone, as_cache):
+    detector = Nearest(Config.preset("fast", size=8, blocks=(1,)), shaped_backbone((2,), (1,)))
+    cache, (good,) = as_cache(torch.randn(4, 2, 8, 8) * torch.tensor([1.0, 10.0])[:, None, None])
+    detector.prepare(cache)
+    detector.finish(cache)
+    rows = good.permute(0, 2, 3, 1).reshape(-1, 2)
+    assert all((rows == member).all(1).any() for member in detector.bank)
 
 
 class _AsOneLevel(nn.Module):

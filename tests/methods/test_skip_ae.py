@@ -4,10 +4,9 @@ import torch
 import torch.nn.functional as F
 
 from makel.errors import UsageError
-from makel.methods.layers import neighbourhoods
-from makel.methods.residual_layers import Reading
 from makel.methods.skip_ae import Config, SkipAE
 from makel.training import loop
+from makel.training.features import FeatureCache
 
 CHANNELS, STRIDES = (2, 3, 5), (4, 8, 16)
 TINY_PAPER = {"size": 32, "grid": 8, "widths": (4, 4), "skips": (-1,)}
@@ -48,13 +47,15 @@ def test_paper_is_the_papers_setting():
     config = Config.preset("paper")
     assert (config.backbone, config.blocks, config.grid, config.size) == ("resnext101", (1, 2, 3), 64, (256, 256))
     assert (config.epochs, config.learning_rate, config.batch_size) == (150, 1e-4, 8)
-    assert (config.residual, config.top, config.normalise, config.standardise) == ("l2", 0.0, False, False)
+    assert (config.reading, config.normalise, config.project, config.aspect) == ("l2", False, 0, "square")
 
 
-def test_the_paper_preset_adds_no_gaussian_and_no_scale(paper, levels):
-    assert not len(paper.readings)
-    assert not len(paper.norms)
-    assert all(not projection.active for projection in paper.projections)
+def test_the_paper_preset_adds_no_reading_and_no_scale(paper, levels, as_cache):
+    assert paper.grid.norm is None
+    assert all(not projection.active for projection in paper.grid.projections)
+    assert paper.trained_on(np.arange(10)).all()
+    paper.finish(as_cache(*levels)[0])
+    assert (len(paper.nearest.bank), len(paper.whole.axes)) == (0, 0)
     assert isinstance(paper.optimizers(1)["autoencoder"][0], torch.optim.Adam)
 
 
@@ -68,7 +69,7 @@ def test_equation_1(paper, levels, steps):
 def test_equation_1_compares_with_what_the_autoencoder_makes(paper, levels, steps):
     features = concatenated(levels)
     with torch.no_grad():
-        (out,) = paper.train().autoencoder([features])
+        out = paper.train().autoencoder(features)
     loss, _ = steps(paper, *levels)["autoencoder"]
     assert loss == pytest.approx(np.mean((out - features).double().numpy() ** 2), rel=1e-5)
 
@@ -140,7 +141,7 @@ def test_the_budget_is_counted_in_updates(n_batches, expected):
     assert Config(updates=200, most_epochs=0).epochs_for(n_batches) == expected
 
 
-@pytest.mark.parametrize(("n_batches", "expected"), [(1, 20), (5, 20), (6, 17), (500, 1)])
+@pytest.mark.parametrize(("n_batches", "expected"), [(1, 50), (16, 50), (17, 48), (500, 2)])
 def test_few_images_are_not_learned_by_heart(n_batches, expected):
     assert Config.preset("fast").epochs_for(n_batches) == expected
     assert Config.preset("fast", epochs=30).epochs_for(n_batches) == 30
@@ -162,133 +163,265 @@ def test_the_learning_rate_peaks_and_ends_near_zero(shaped_backbone):
     assert rates[-1] < 1e-6
 
 
-def test_whitened_with_a_unit_covariance_is_equation_2_squared_a_channel(shaped_backbone):
-    backbone = shaped_backbone((3,), (1,))
-    settings = {"size": 8, "blocks": (1,), "widths": (4, 4), "skips": (-1,), "normalise": False, "top": 0.0}
-    whitened, plain = (SkipAE(Config(**settings, residual=name), backbone) for name in ("gaussian", "l2"))
-    for detector in (whitened, plain):
-        reconstruct_constant(detector.eval(), 0.5)
-    rows, columns = torch.tril_indices(3, 3)
-    whitened.readings["gaussian_0"].whitener.copy_((rows == columns).half().expand(64, 6))
-    features = (torch.rand(2, 3, 8, 8),)
-    with torch.no_grad():
-        torch.testing.assert_close(3 * whitened.score(features).image, plain.score(features).image.square())
-
-
 def test_a_size_that_cannot_be_halved_says_which_can(shaped_backbone):
     config = Config.preset("paper", size=96, grid=7, widths=(4, 4, 4), skips=())
     with pytest.raises(UsageError, match="finest level of 7 x 7, which cannot be halved 3 times"):
         SkipAE(config, shaped_backbone(CHANNELS, STRIDES))
 
 
-def test_tiles_are_read_by_the_nearest_wherever_they_stand(shaped_backbone, as_cache):
-    settings = {"size": 16, "blocks": (1, 2), "widths": (4, 4), "skips": (0,), "epochs": 1, **Config.for_tiles}
-    detector = SkipAE(Config(**settings), shaped_backbone((3, 5), (1, 2)))
-    cache, _ = as_cache(torch.randn(12, 3, 16, 16), torch.randn(12, 5, 8, 8))
-    train(detector, cache)
-    assert detector.settled.residual == "nearest"
-    assert list(detector.readings) == ["nearest_0", "patch_0"]
+SMALL = {"size": 32, "blocks": (1, 2), "widths": (4, 4), "skips": (2,), "epochs": 2}
+"""The preset `fast` in small: a grid of 16, of which the second block has every other position."""
 
 
-OBJECT = torch.tensor([2.0, -1.0, 1.0])[:, None, None]
+def small(shaped_backbone, **changes):
+    torch.manual_seed(0)
+    return SkipAE(Config(**{**SMALL, **changes}), shaped_backbone((3, 5), (2, 4)))
 
 
-def product_of(kind, n, generator):
-    """Levels of an object that lies at the same place in every image, or anywhere, on whole cells of every level."""
-    x = 0.1 * torch.randn(n, 3, 16, 16, generator=generator)
-    for index in range(n):
-        row, column = (4, 4) if kind == "fixed" else (4 * torch.randint(0, 3, (2,), generator=generator)).tolist()
-        x[index, :, row : row + 8, column : column + 8] += OBJECT
-    return x, torch.nn.functional.avg_pool2d(x, 2)
+def product(n, seed, side=16):
+    """Levels of good images, which differ as a whole and in their noise."""
+    generator = torch.Generator().manual_seed(seed)
+    pattern = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(9))
+    x = torch.einsum("nk,kchw->nchw", torch.randn(n, 2, generator=generator), pattern)
+    x = x + 0.5 * torch.randn(x.shape, generator=generator)
+    return x, torch.cat([F.avg_pool2d(x, 2), F.max_pool2d(x[:, :2], 2)], 1)
 
 
-ANYWHERE = {"size": 16, "blocks": (1, 2), "widths": (4, 4), "skips": (0,), "epochs": 1, "join": False}
+@pytest.fixture
+def fitted(shaped_backbone, as_cache):
+    """The small `fast` after a fit on 24 images."""
+    detector = small(shaped_backbone)
+    train(detector, as_cache(*product(24, 1))[0])
+    return detector
 
 
-@pytest.mark.parametrize("kind", ["fixed", "anywhere"])
-def test_how_the_product_lies_says_how_it_is_read(shaped_backbone, as_cache, kind):
-    generator = torch.Generator().manual_seed(3)
-    levels = product_of(kind, 48, generator)
-    changed = [level.clone() for level in levels]
-    for index in range(48):
-        row, column = (4 * torch.randint(0, 4, (2,), generator=generator)).tolist()
-        # In place: the object's own surface where it does not belong. Anywhere: a surface that is nowhere good.
-        changed[0][index, :, row : row + 4, column : column + 4] = (1.0 if kind == "fixed" else 0.5) * OBJECT
-    changed[1] = torch.nn.functional.avg_pool2d(changed[0], 2)
-    detector = SkipAE(Config(**ANYWHERE), shaped_backbone((3, 3), (1, 2)))
-    cache, good = as_cache(*levels)
-    _, seen = as_cache(*changed)
-    train(detector, cache)
-    settled = detector.settled
-    in_place, anywhere = ["gaussian_0", "gaussian_1"], ["whole_0", "whole_1", "nearest_0", "patch_1"]
-    assert settled.residual == ("gaussian" if kind == "fixed" else "whole")
-    assert list(detector.readings) == (in_place if kind == "fixed" else anywhere)
-    again = SkipAE(settled, shaped_backbone((3, 3), (1, 2)))
-    again.load_state_dict(detector.state_dict())
-    assert again.settled == settled
+def top(maps, count):
+    return maps.flatten(1).sort(1).values[:, -count:].mean(1)
+
+
+def worked_out(detector, levels, share=1.0):
+    """Image score and map of `fast`, from nothing but what was learned; the score from a share of the rows."""
+    fine, coarse = levels
+    x = torch.cat([fine, F.interpolate(coarse, (16, 16), mode="bilinear")], 1)
+    x = (x - detector.grid.norm.mean) / detector.grid.norm.std
+    residual = x - detector.autoencoder(x)
+    near = [F.avg_pool2d(fine, 3, 1, 1), F.interpolate(F.avg_pool2d(coarse, 3, 1, 1), (16, 16), mode="bilinear")]
+    vectors = torch.cat([*near, F.avg_pool2d(residual, 3, 1, 1)], 1).permute(0, 2, 3, 1)
+    vectors = (vectors - detector.nearest.centre) / detector.nearest.scale
+    nearest = torch.cdist(vectors.flatten(0, 2), detector.nearest.bank.float()).amin(1).reshape(-1, 1, 16, 16)
+    whole = (F.avg_pool2d(x, 2).flatten(1) - detector.whole.mean) / detector.whole.std
+    axes = detector.whole.axes.float()
+    whole = (whole - whole @ axes.T @ axes).reshape(-1, 8, 8, 8).square().mean(1, keepdim=True).sqrt()
+    of_near, of_whole = nearest[:, :, : int(16 * share)], whole[:, :, : int(8 * share)]
+    measures = [
+        top(of_near, max(1, of_near[0].numel() // 100)),
+        top(of_whole, max(1, of_whole[0].numel() // 20)),
+        of_whole.mean((1, 2, 3)),
+    ]
+    pairs = zip(measures, detector.usual, strict=True)
+    one, two, three = (torch.log1p(torch.exp((each.log() - mean) / std)) for each, (mean, std) in pairs)
+    parts = zip((nearest, whole), detector.typical, strict=True)
+    p, q = (F.interpolate(each / typical, (32, 32), mode="bilinear").square() for each, typical in parts)
+    return ((2 * one**2 + 2 * two**2 + three**2) / 5).sqrt(), (2 / (1 / p + 1 / q)).sqrt()
+
+
+def test_the_score_worked_out_by_hand(fitted):
+    levels = product(5, 2)
+    levels[0][3, :, 4:7, 9:12] += 2  # one a little beyond the usual: far beyond, log1p(exp(z)) has no end
     with torch.no_grad():
-        assert torch.equal(again.eval().score(seen).image, detector.score(seen).image)
-        assert detector.score(seen).image.mean() > 1.2 * detector.score(good).image.mean()
+        found, (score, anomaly_map) = fitted.score(levels), worked_out(fitted, levels)
+    assert found.anomaly_map.shape == (5, 1, 32, 32)
+    torch.testing.assert_close(found.image, score, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(found.anomaly_map, anomaly_map, rtol=1e-3, atol=1e-4)
+    assert found.image.argmax() == 3
 
 
-def test_readings_count_by_their_weights(shaped_backbone, as_cache):
-    levels = product_of("anywhere", 24, torch.Generator().manual_seed(3))
-    detector = SkipAE(Config(**ANYWHERE, residual="whole"), shaped_backbone((3, 3), (1, 2)))
+def test_zones_are_respected_by_score_and_map(fitted):
+    seen = np.ones((32, 32), bool)
+    seen[28:] = False
+    scored = seen.copy()
+    scored[8:] = False  # the first quarter of the rows
+    levels = product(5, 2)
+    with torch.no_grad():
+        everywhere = worked_out(fitted, levels)
+        at_top, _ = worked_out(fitted, levels, 0.25)
+        fitted.restrict(seen, scored)
+        found = fitted.scores(levels)
+    assert not torch.allclose(at_top, everywhere[0], rtol=0.05)
+    torch.testing.assert_close(found.image, at_top, rtol=1e-3, atol=1e-4)
+    assert (found.anomaly_map[:, :, 28:] == 0).all()
+    torch.testing.assert_close(found.anomaly_map[:, :, :28], everywhere[1][:, :, :28], rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_usual_is_learned_of_the_scored_part_alone(shaped_backbone):
+    detector = small(shaped_backbone, reading="nearest")
+    scored = np.zeros((32, 32), bool)
+    scored[:8] = True
+    detector.restrict(np.ones((32, 32), bool), scored)
+    maps = torch.ones(5, 1, 16, 16)
+    maps[:, :, 4:] = 100
+    detector._set_usual([maps])
+    assert detector.usual[0, 0] == 0
+
+
+def of_images(cache, image_of):
+    """A cache whose rows are tiles or copies of images."""
+    return FeatureCache(cache.levels, cache.device, rows=cache.rows, image_of=np.asarray(image_of))
+
+
+def fit_and_watch(detector, cache, levels):
+    """Train, and say which rows the steps saw; rows are told apart by their first value."""
+    known, seen, step = levels[0][:, 0, 0, 0].tolist(), set(), detector.training_step
+
+    def training_step(features):
+        seen.update(known.index(value) for value in features[0][:, 0, 0, 0].tolist())
+        return step(features)
+
+    detector.training_step = training_step
+    train(detector, cache)
+    return seen
+
+
+def copies_in_turn(n, times):
+    """Images of rows that are as those of `augment`: each of four images, then a copy of each, and so on."""
+    return np.concatenate([np.tile(np.arange(first, min(first + 4, n)), times) for first in range(0, n, 4)])
+
+
+@pytest.mark.parametrize(
+    ("image_of", "n_unseen"),
+    [
+        (np.arange(24), 6),
+        (np.arange(12).repeat(2), 3),  # tiles
+        (copies_in_turn(6, 4), 1),
+        (np.random.default_rng(0).permutation(8).repeat(3), 2),
+        (np.arange(3).repeat(8), 0),  # so few that none can be spared
+    ],
+)
+def test_no_step_sees_an_image_that_is_kept_out_nor_a_tile_or_copy_of_it(shaped_backbone, as_cache, image_of, n_unseen):
+    cache, levels = as_cache(*product(24, 1))
+    image_of = 100 + 7 * image_of  # their numbers say nothing
+    detector = small(shaped_backbone, epochs=1)
+    seen_rows = fit_and_watch(detector, of_images(cache, image_of), levels)
+    seen = set(image_of[sorted(seen_rows)])
+    unseen = set(image_of) - seen
+    assert len(unseen) == n_unseen
+    assert seen_rows == {row for row in range(24) if image_of[row] in seen}  # all of what is not kept out
+
+
+def test_images_kept_out_are_spread_over_all_and_no_more_than_enough(shaped_backbone):
+    detector = small(shaped_backbone)
+    kept = detector.trained_on(np.arange(500))
+    out = np.flatnonzero(~kept)
+    assert len(out) == 32
+    assert np.diff([0, *out, 499]).min() > 10
+    assert small(shaped_backbone, reading="l2").trained_on(np.arange(500)).all()
+
+
+@pytest.mark.parametrize("image_of", [np.arange(24), np.arange(12).repeat(2)], ids=["images", "copies"])
+def test_what_is_usual_is_learned_from_images_that_nothing_has_seen(shaped_backbone, as_cache, image_of):
+    # Everything is remembered and every axis counts, so that what has been seen is known very well.
+    levels = product(24, 1)
+    first = np.unique(image_of, return_index=True)[1][image_of]  # copies are equal here
+    levels = tuple(level[first] for level in levels)
+    detector = small(shaped_backbone, bank=20_000)
     cache, seen = as_cache(*levels)
-    train(detector, cache)
+    train(detector, of_images(cache, image_of))
+    _, new = as_cache(*product(60, 2))
+    mean, std = detector.usual[:, :1], detector.usual[:, 1:]
     with torch.no_grad():
-        residuals = detector.residuals(seen)
-        wholes = [detector.readings[f"whole_{level}"](residuals[level]) for level in (0, 1)]
-        patches = neighbourhoods(residuals, (8, 8))
-        nearest = [detector.readings["nearest_0"](residuals[0]), detector.readings["patch_1"](patches)]
-        # Three quarters of 16 and of 4 positions, and 1 % of 256 and 64.
-        counts = zip((*wholes, *nearest), (12, 3, 2, 1), strict=True)
-        tops = [each.flatten(1).topk(count).values.mean(1).log() for each, count in counts]
-        above = F.softplus((torch.stack(tops) - detector.usual[:, :1]) / detector.usual[:, 1:])
-        scores, weights = detector.score(seen), detector.weights
-        torch.testing.assert_close(weights.sum(1), torch.ones(2))
-        assert weights[1, 0] == weights[1, 2] == 0  # the finest level says nothing of an image as such
-        torch.testing.assert_close(scores.image, (weights[1, :, None] * above.square()).sum(0).sqrt())
-        parts = zip([1 / each.clamp_min(1e-6) for each in (*wholes, *nearest)], weights[0], strict=True)
-        enlarged = [weight * F.interpolate(each, (16, 16), mode="bilinear") for each, weight in parts]
-        torch.testing.assert_close(scores.anomaly_map, 1 / sum(enlarged))
-
-
-class Varying(Reading):
-    """Maps of good images whose logarithms have a given standard deviation."""
-
-    def __init__(self, spread):
-        super().__init__()
-        self.spread = spread
-
-    def left_out(self, x, first):
-        return torch.exp(self.spread * torch.randn(len(x), 1, 64, 64))
-
-    add = solve = of_fold = forget = None
-
-
-def test_wholes_count_less_where_they_vary_within_good_images(shaped_backbone, as_cache):
-    torch.manual_seed(3)
-    detector = SkipAE(Config(**ANYWHERE, residual="whole"), shaped_backbone((3, 3), (1, 2)))
-    cache, _ = as_cache(torch.randn(8, 3, 16, 16), torch.randn(8, 3, 8, 8))
-    spreads = {("whole", 0): 0.5, ("whole", 1): 0.35, ("nearest", 0): 0.25, ("patch", 1): 0.15}
-    readings = {key: Varying(spread) for key, spread in spreads.items()}
-    detector._settle("whole", readings)
-    detector._weigh(cache, readings, 8)
-    # Twice what the nearest vary on average is 0.4: five quarters of it are too much.
-    expected = torch.tensor([[3 * 0.8**8, 3, 2, 4], [0, 3, 0, 2]])
-    torch.testing.assert_close(detector.weights, expected / expected.sum(1, keepdim=True), rtol=0.05, atol=0)
-
-
-def test_what_is_usual_is_learned_from_images_left_out(shaped_backbone, as_cache):
-    generator = torch.Generator().manual_seed(3)
-    detector = SkipAE(Config(**ANYWHERE, residual="whole"), shaped_backbone((3, 3), (1, 2)))
-    cache, seen = as_cache(*product_of("anywhere", 64, generator))
-    train(detector, cache)
-    _, new = as_cache(*product_of("anywhere", 64, generator))
+        near = detector.nearest(detector._described(new)), detector.nearest(detector._described(seen))
+        whole = detector.whole(detector.grid(new)), detector.whole(detector.grid(seen))
+        of_new, of_seen = (torch.cat([detector._measures(near[i], 0), detector._measures(whole[i], 1)]) for i in (0, 1))
+    # New images are as the usual says, and learned ones are closer than it says.
+    z_new, z_seen = (of_new - mean) / std, (of_seen - mean) / std
+    assert z_new.mean(1).abs().max() < 2
+    assert z_seen.mean(1).max() < -3
+    # So a new good one has 0.69 by its mean, and more by its spread.
     with torch.no_grad():
-        of_seen, of_new = detector.score(seen).image, detector.score(new).image
-    assert detector.usual.shape == (4, 2)
-    # A good one has 0.69 by its mean, and more by its spread; those that were learned from look better than they are.
-    assert 0.5 < of_new.median() < 1.5
-    assert of_seen.median() < of_new.median()
+        assert 0.4 < detector.score(new).image.median() < 2
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_few_images_can_be_fitted_on(shaped_backbone, as_cache, n):
+    detector = small(shaped_backbone)
+    cache, seen = as_cache(*product(n, 1))
+    train(detector, cache)
+    assert detector.usual.isfinite().all()
+    assert (detector.usual[:, 1] > 0).all()
+    with torch.no_grad():
+        for levels in (seen, product(7, 2)):
+            scores = detector.score(levels)
+            assert scores.image.isfinite().all()
+            assert scores.anomaly_map.isfinite().all()
+
+
+def test_the_spread_of_few_images_is_between_theirs_and_what_is_supposed(shaped_backbone):
+    detector = small(shaped_backbone, reading="nearest")
+    maps = torch.tensor([1.0, 2.0]).log().exp()[:, None, None, None].expand(2, 1, 16, 16)
+    detector._set_usual([maps[:1]])
+    assert detector.usual[0].tolist() == pytest.approx([0.0, 0.1])  # one image: what is supposed
+    detector._set_usual([maps])
+    log_2 = np.log(2)
+    assert detector.usual[0].tolist() == pytest.approx([log_2 / 2, np.sqrt((log_2**2 / 2 + 0.01) / 2)])
+    assert detector.typical[0] == 1.5
+
+
+def test_sheets_without_any_texture_are_fitted(shaped_backbone, as_cache):
+    fine, coarse = torch.ones(12, 3, 16, 16), 2 * torch.ones(12, 5, 8, 8)
+    detector = small(shaped_backbone)
+    train(detector, as_cache(fine, coarse)[0])
+    spot = fine[:2].clone()
+    spot[1, :, 4:7, 4:7] = 2
+    with torch.no_grad():
+        scores = detector.score((spot, coarse[:2]))
+    assert scores.image.isfinite().all()
+    assert scores.anomaly_map.isfinite().all()
+    assert scores.image[1] > 5 * scores.image[0]
+    assert divmod(int(scores.anomaly_map[1].argmax()), 32)[0] in range(6, 16)
+
+
+def test_a_fitted_state_gives_the_same_scores_again(fitted, shaped_backbone):
+    again = small(shaped_backbone).eval()
+    again.load_state_dict(fitted.state_dict())
+    levels = product(5, 2)
+    with torch.no_grad():
+        found, expected = again.score(levels), fitted.score(levels)
+    assert torch.equal(found.image, expected.image)
+    assert torch.equal(found.anomaly_map, expected.anomaly_map)
+
+
+def test_a_model_folder_keeps_what_was_trained_without_the_readings(fitted):
+    kept = fitted.trained_state()
+    assert {key.split(".")[0] for key in kept} == {"autoencoder", "grid"}
+    assert {key for key in fitted.learned_state() if key.startswith("autoencoder.")} <= kept.keys()
+    assert all(value.dtype == torch.float16 for key, value in kept.items() if key.endswith("weight") and value.ndim > 1)
+    # Nothing is lost by that: what is fitted is in half precision already.
+    assert all(torch.equal(value.float(), fitted.learned_state()[key].float()) for key, value in kept.items())
+
+
+def test_tiles_are_read_by_the_nearest_alone(shaped_backbone, as_cache):
+    detector = small(shaped_backbone, **{**Config.for_tiles, "size": 32})
+    assert detector.config.reading == "nearest"
+    cache, _ = as_cache(*product(24, 1))
+    train(detector, of_images(cache, np.arange(6).repeat(4)))
+    assert len(detector.whole.axes) == 0
+    levels = product(5, 2)
+    with torch.no_grad():
+        scores, distances = detector.score(levels), detector.nearest(detector._described(levels))
+    mean, std = detector.usual[0]
+    z = (top(distances, 2).log() - mean) / std
+    torch.testing.assert_close(scores.image, torch.log1p(torch.exp(z)))
+    enlarged = F.interpolate(distances, (32, 32), mode="bilinear") / detector.typical[0]
+    torch.testing.assert_close(scores.anomaly_map, enlarged)
+
+
+def test_planted_defects_are_ranked_first_of_surfaces_and_of_wholes(fitted):
+    levels = product(40, 2)
+    surface, mixed = (tuple(level.clone() for level in levels) for _ in range(2))
+    surface[0][:, :, 4:7, 9:12] += 4.0
+    for level in mixed:  # each half good, of another image
+        level[:, :, :, level.shape[3] // 2 :] = level[:, :, :, level.shape[3] // 2 :].roll(1, 0)
+    with torch.no_grad():
+        good, of_surface, of_mixed = (fitted.score(each).image for each in (levels, surface, mixed))
+    assert (of_surface[:, None] > good).float().mean() > 0.95
+    assert (of_mixed[:, None] > good).float().mean() > 0.9

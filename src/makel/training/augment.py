@@ -15,8 +15,7 @@ COPIES = 3
 """Copies of each image, beside itself."""
 
 BLOCK = 4
-"""Images whose copies follow together, so that copies fall into the fold of their image where folds are taken in turn
-(`makel.methods.residual_layers.FOLDS`); only the last few of a number that does not divide may fall elsewhere."""
+"""Images that are held at a time: first each of them, then a copy of each, and so on."""
 
 TURN_DEGREES, SHIFT, GAIN = 2.0, 0.015, 0.04
 """Most that a copy is turned, shifted (share of the side) and made brighter or darker (share)."""
