@@ -1,12 +1,17 @@
 #!/usr/bin/env python3
-"""How many good images are enough: the default fitted on 5, 10, 20 and 50 of them; rows into results/few_images.csv.
+"""How many good images are enough: methods fitted on 5, 10, 20 and 50 of them; rows into results/few_images.csv.
 
-    python benchmarks/few_images.py ../shared/data/toothbrush ../shared/data/magnetic_tile [--seeds 0,1,2]
+    python benchmarks/few_images.py ../shared/data/toothbrush ../shared/data/screw [--seeds 0,1,2] \
+        [--methods skip_ae,dfr] [--augment off] \
+        [--models padim,patchcore --peer-python ../peer/bin/python --peer-script ../shared/peers/anomalib_run.py]
 
-A subset is the beginning of one seeded order of the good images, so that a larger one holds the smaller; a fifth of it
-is held out for the threshold, as `makel fit` does. Where a category has fewer images, all of them are taken, and the
-row says how many. With `--augment on` the images are augmented in fitting; both are measured unless told otherwise. A
-row that is there is not measured again.
+A subset is drawn at random: the beginning of one seeded order of the good images, so that a larger one holds the
+smaller; a fifth of it is held out for the threshold, as `makel fit` does. Where a category has fewer images, all are
+taken, and the row says how many. With `--augment on` the images are augmented in fitting. The peer's models are
+fitted on the same images and have the same ones held out, by `anomalib_peer.py`; their own seed is 0.
+
+Accuracy and times are those of `peers.py`, for all alike. A row that is there is not measured again: delete the file to
+begin anew.
 """
 
 import argparse
@@ -17,13 +22,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import torch
-from rows import RESULTS, THREADS, Rows, facts
+from anomalib_peer import MODELS
+from peers import FIGURES, command_of_peer, default_size, figures, held_out, listed, measure_ours, versions_of
+from rows import RESULTS, THREADS, Rows, facts, run
 
 import makel
 from makel.datasets import Dataset, distinct, load
+from makel.methods import load as load_method
 
 COUNTS = (5, 10, 20, 50)
+TIMES = ("fit_s", "ms_p50")
 
 
 def subset(dataset: Dataset, count: int, seed: int) -> Dataset:
@@ -33,23 +41,48 @@ def subset(dataset: Dataset, count: int, seed: int) -> Dataset:
     return replace(dataset, good=tuple(good[index] for index in sorted(order)))
 
 
-def measure(category: Path, count: int, seed: int, augment: bool) -> dict[str, object]:
-    dataset = subset(load(category), count, seed)
-    with tempfile.TemporaryDirectory() as folder:
-        fitted = makel.fit(dataset, f"{folder}/model", seed=seed, **({"augment": True} if augment else {}))
-        evaluation = makel.evaluate(makel.Inspector.load(fitted.path, threads=THREADS), category)
-    said = evaluation.to_json()
+def laid_out(dataset: Dataset, root: Path) -> Path:
+    """A folder of a subset in MVTec layout, of links: what any program can be pointed at."""
+    folder = root / dataset.name
+    (folder / "train" / "good").mkdir(parents=True)
+    for sample in dataset.good:
+        (folder / "train" / "good" / sample.image_path.name).symlink_to(sample.image_path.resolve())
+    for part in ("test", "ground_truth"):
+        if (dataset.root / part).is_dir():
+            (folder / part).symlink_to((dataset.root / part).resolve(), target_is_directory=True)
+    return folder
+
+
+def row_of(
+    key: dict[str, object], found: dict[str, float | None], times: dict[str, object], error: str, **versions: str
+) -> dict[str, object]:
+    """A row of the results; what is not known is left empty."""
     return {
-        "category": category.name,
-        "n_images": len(dataset.good),
-        "augment": "on" if augment else "off",
-        "seed": seed,
-        **{key: said[key] for key in ("image_auroc", "pixel_auroc", "aupro_30", "false_reject_rate", "miss_rate")},
-        "p95_ms": said["latency_ms"]["p95"],
-        "fit_s": fitted.manifest.fit.seconds["total"],
-        "promised_false_reject": fitted.manifest.calibration.promised_false_reject,
-        **facts(),
+        **key,
+        **{name: "" if (value := found.get(name)) is None else value for name in FIGURES},
+        **{name: times.get(name, "") for name in TIMES},
+        "error": error,
+        **facts(**versions),
     }
+
+
+def ours(folder: Path, key: dict[str, object], method: str, scores: Path) -> dict[str, object]:
+    """The row of one of makel's methods."""
+    more = {"augment": True} if key["augment"] == "on" else {}
+    times = measure_ours(folder, key["seed"], None, THREADS, scores, timed=True, method=method, **more)
+    return row_of(key, figures(load(folder), scores), times, "")
+
+
+def theirs(
+    folder: Path, key: dict[str, object], model: str, scores: Path, args: argparse.Namespace
+) -> dict[str, object]:
+    """The row of one of the peer's models."""
+    listing = scores.with_name("held_out.txt")
+    listing.write_text("\n".join(held_out(load(folder), key["seed"])), encoding="utf-8")
+    command = command_of_peer(args.peer_python, args.peer_script, model, folder, listing, scores, args.size, THREADS)
+    done = run(*command)
+    found = {} if done.result is None else figures(load(folder), scores)
+    return row_of(key, found, done.result or {}, done.error, **versions_of(args.peer_python))
 
 
 def main() -> None:
@@ -57,22 +90,55 @@ def main() -> None:
     parser.add_argument("categories", type=Path, nargs="+")
     parser.add_argument("--counts", default=",".join(map(str, COUNTS)))
     parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--augment", choices=("off", "on", "both"), default="both")
+    parser.add_argument("--methods", default="skip_ae", help="makel's; '' leaves them out")
+    parser.add_argument("--augment", choices=("off", "on", "both"), default="both", help="of makel's default method")
+    parser.add_argument("--models", default="padim,patchcore", help="the peer's; '' leaves them out")
+    parser.add_argument("--size", type=int, default=256, help="side of the image that the peer's models take")
+    parser.add_argument("--peer-script", type=Path)
+    parser.add_argument("--peer-python", type=Path)
     parser.add_argument("--out", type=Path, default=RESULTS / "few_images.csv")
     args = parser.parse_args()
-    modes = {"off": (False,), "on": (True,), "both": (False, True)}[args.augment]
-    if True in modes and "augment" not in inspect.signature(makel.fit).parameters:
+    modes = {"off": ("off",), "on": ("on",), "both": ("off", "on")}[args.augment]
+    if "on" in modes and "augment" not in inspect.signature(makel.fit).parameters:
         sys.exit("this makel.fit takes no `augment`: measure with --augment off")
-    torch.set_num_threads(THREADS)
-    rows = Rows(args.out, ("category", "n_images", "augment", "seed"))
+    models, methods = listed(args.models), listed(args.methods)
+    if unknown := set(models) - set(MODELS):
+        parser.error(f"there is no peer called {min(unknown)}: --models takes some of {', '.join(MODELS)}")
+    if models and not (args.peer_script and args.peer_python):
+        parser.error("--peer-script and --peer-python say where the peer stands; --models '' leaves it out")
+    candidates = [(method, "", mode) for method in methods for mode in (modes if method == "skip_ae" else ("off",))]
+    candidates += [("", model, "off") for model in models]
+    rows = Rows(args.out, ("category", "who", "size", "n_images", "augment", "seed"))
     for category in args.categories:
         there = len(distinct(load(category).good))
         for seed in map(int, args.seeds.split(",")):
             for count in sorted({min(int(count), there) for count in args.counts.split(",")}):
-                for augment in modes:
-                    key = {"n_images": count, "augment": "on" if augment else "off", "seed": seed}
-                    if not rows.has(category=category.name, **key):
-                        rows.add(measure(category, count, seed, augment))
+                for method, model, mode in candidates:
+                    key = {
+                        "category": category.name,
+                        "who": named(method, model),
+                        "size": args.size if model else size_of(method),
+                        "n_images": count,
+                        "augment": mode,
+                        "seed": seed,
+                    }
+                    if rows.has(**key):
+                        continue
+                    with tempfile.TemporaryDirectory() as work:
+                        folder = laid_out(subset(load(category), count, seed), Path(work))
+                        scores = Path(work) / "scores.npz"
+                        row = theirs(folder, key, model, scores, args) if model else ours(folder, key, method, scores)
+                    rows.add(row)
+
+
+def named(method: str, model: str) -> str:
+    """Who is measured: the default method is makel, as in `peers.py`."""
+    return f"anomalib {model}" if model else "makel" if method == "skip_ae" else f"makel {method}"
+
+
+def size_of(method: str) -> int:
+    """The side of a square of as many pixels as a method sees when nobody says."""
+    return default_size() if method == "skip_ae" else load_method(method).config_class.preset("fast").size[0]
 
 
 if __name__ == "__main__":

@@ -28,8 +28,9 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain, zip_longest
+from math import prod
 from pathlib import Path
 from time import perf_counter
 
@@ -63,23 +64,44 @@ def held_out(dataset: Dataset, seed: int) -> list[str]:
 
 
 def figures(dataset: Dataset, scores: Path) -> dict[str, float | None]:
-    """What scores and maps are worth, whoever gave them; None where it cannot be said."""
+    """What a file of scores and maps is worth, whoever gave them; None where it cannot be said."""
     with np.load(scores) as found:
         kept, paths, of_test = found["held_out_scores"], found["test"].tolist(), found["test_scores"]
         maps = found.get("maps")
     place = {path: index for index, path in enumerate(paths)}
     at = [place[sample.image_path.relative_to(dataset.root).as_posix()] for sample in dataset.test]
+    if maps is None:
+        return worth(dataset, kept, of_test[at])
+    return worth(dataset, kept, of_test[at], [maps[index] for index in at], regions_of(dataset))
+
+
+def worth(
+    dataset: Dataset,
+    kept: np.ndarray,
+    of_test: np.ndarray,
+    maps: Sequence[np.ndarray] | None = None,
+    regions: Sequence[np.ndarray | None] = (),
+) -> dict[str, float | None]:
+    """What scores of images held out and scores and maps of the test images are worth; None where it cannot be said.
+
+    Args:
+        dataset: Its test images say what is good.
+        kept: Scores of good images held out.
+        of_test: Scores of the test images, in the dataset's order.
+        maps: (256, 256) maps of these.
+        regions: What `regions_of` gives.
+    """
     is_good = np.array([sample.label == "good" for sample in dataset.test])
-    good, defects = of_test[at][is_good], of_test[at][~is_good]
+    good, defects = of_test[is_good], of_test[~is_good]
     calibration = calibrate(kept, kept, false_reject=BUDGET)
     pixel = None
-    if maps is not None and any(sample.mask_path for sample in dataset.test):
+    if maps is not None and any(each is not None for each in regions):
         curves = PixelCurves()
-        for sample, index in zip(dataset.test, at, strict=True):
-            if sample.label == "good":
-                curves.add(maps[index])
-            elif sample.mask_path and (regions := marked(sample.mask_path)).any():
-                curves.add(maps[index], regions)
+        for is_part_good, anomaly_map, found in zip(is_good, maps, regions, strict=True):
+            if is_part_good:
+                curves.add(anomaly_map)
+            elif found is not None and found.any():
+                curves.add(anomaly_map, found)
         pixel = curves.results()
     return {
         "image_auroc": rank_images(good, defects).auroc,
@@ -91,6 +113,11 @@ def figures(dataset: Dataset, scores: Path) -> dict[str, float | None]:
     }
 
 
+def regions_of(dataset: Dataset) -> list[np.ndarray | None]:
+    """What `marked` gives of each test image's mask; None where it has none."""
+    return [marked(sample.mask_path) if sample.mask_path else None for sample in dataset.test]
+
+
 def marked(mask: Path) -> np.ndarray:
     """(256, 256) the regions of a mask, numbered."""
     pixels = read(mask)
@@ -100,9 +127,10 @@ def marked(mask: Path) -> np.ndarray:
 
 
 def measure_ours(
-    category: Path, seed: int, size: int | None, threads: int, scores: Path, *, timed: bool
+    category: Path, seed: int, size: int | None, threads: int, scores: Path, *, timed: bool, **more: object
 ) -> dict[str, object]:
-    """What a user of makel gets, in this process: scores into a file as the peer's, and times."""
+    """What a user of makel gets, in this process: scores into a file as the peer's, and times; `more` is asked of the
+    fit."""
     import torch
 
     from makel.training.torchvision_import import import_timm
@@ -114,7 +142,7 @@ def measure_ours(
     with tempfile.TemporaryDirectory() as folder:
         sized = {} if size is None else {"size": size}
         began = perf_counter()
-        fitted = fit(category, f"{folder}/model", seed=seed, false_reject=BUDGET, **sized)
+        fitted = fit(category, f"{folder}/model", seed=seed, false_reject=BUDGET, **sized, **more)
         fit_s = perf_counter() - began
         inspector = makel.Inspector.load(fitted.path, threads=threads)
         times = {"fit_s": round(fit_s, 1)}
@@ -125,7 +153,7 @@ def measure_ours(
             sys.exit(f"makel.fit held out {n} images, not the {len(kept)} of makel.datasets.split")
         of_held_out = [scored(inspector, dataset.root / path)[0] for path in kept]
         of_test, maps = zip(*(scored(inspector, path) for path in test), strict=True)
-        size = list(inspector.manifest.preprocessing.shape)
+        size = round(prod(inspector.manifest.preprocessing.shape) ** 0.5)
     has_masks = any(sample.mask_path for sample in dataset.test)
     np.savez(
         scores,
@@ -159,7 +187,7 @@ def scored(inspector: makel.Inspector, path: Path) -> tuple[float, np.ndarray]:
 
 
 def default_size() -> int:
-    """The side of a square of as many pixels as a model of `makel.fit` takes when nobody says."""
+    """The side of a square of as many pixels as a model of `makel.fit` sees when nobody says."""
     given = inspect.signature(makel.fit).parameters
     return load_method(given["method"].default).config_class.preset(given["preset"].default).size[0]
 
@@ -196,6 +224,14 @@ def row_of(
 def is_measured(row: dict[str, str] | None, *, timed: bool) -> bool:
     """Whether a row has what is asked for; one that failed has what can be had."""
     return row is not None and bool(row["error"] or row["fit_s"] or not timed)
+
+
+def command_of_peer(
+    python: Path, script: Path, model: str, category: Path, listing: Path, scores: Path, size: int, threads: int
+) -> list[str | Path | int]:
+    """What fits and scores one of the peer's models, with the images in `listing` held out."""
+    command = [python, _PEER, model, category, "--peer-script", script, "--held-out", listing, "--size", size]
+    return [*command, "--scores", scores, "--threads", threads]
 
 
 def versions_of(python: Path) -> dict[str, str]:
@@ -265,9 +301,10 @@ def main() -> None:
                 if model:
                     listing = Path(folder) / "held_out.txt"
                     listing.write_text("\n".join(held_out(dataset, seed)), encoding="utf-8")
-                    command = [args.peer_python, _PEER, model, category, "--peer-script", args.peer_script]
-                    command += ["--held-out", listing, "--size", size, "--calls", _CALLS if timed else 0]
-                    command += ["--scores", scores, "--threads", args.threads]
+                    command = command_of_peer(
+                        args.peer_python, args.peer_script, model, category, listing, scores, args.size, args.threads
+                    )
+                    command += ["--calls", _CALLS if timed else 0]
                 else:
                     command = [sys.executable, __file__, category, "--measure", seed, scores]
                     command += ["--threads", args.threads, *(["--accuracy-only"] if args.accuracy_only else [])]

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -86,6 +87,53 @@ def test_a_larger_subset_holds_the_smaller_one(tmp_path):
     assert subset(dataset, 4, seed=3).test == dataset.test
 
 
+def test_few_images_are_the_same_for_ours_and_a_peer(tmp_path, category, monkeypatch):
+    import few_images
+    from rows import Done, Rows
+
+    asked = []
+
+    def measure_ours(folder, seed, size, threads, scores, *, timed, **more):
+        dataset = load(folder)
+        asked.append(("ours", {path.name for path in find(folder / "train" / "good")}, more))
+        npz(scores, dataset, [1, 2], range(len(dataset.test)))
+        return {"fit_s": 1.5, "ms_p50": 2.5, "ms_p99": 3.5}
+
+    def run(*command):
+        folder, scores = command[3], command[command.index("--scores") + 1]
+        listing = command[command.index("--held-out") + 1].read_text(encoding="utf-8").splitlines()
+        asked.append(("peer", {path.name for path in find(folder / "train" / "good")}, listing))
+        npz(scores, load(folder), [1, 2], range(len(load(folder).test)))
+        return Done({"fit_s": 9.5, "ms_p50": 8.5, "ms_p99": 3.5}, "", 4.0, 500, 0.1)
+
+    monkeypatch.setattr(few_images, "measure_ours", measure_ours)
+    monkeypatch.setattr(few_images, "run", run)
+    monkeypatch.setattr(few_images, "versions_of", lambda _python: {"peer anomalib": "2.7.0"})
+    command = ["few_images.py", category, "--counts", "5,20", "--seeds", "3", "--augment", "both", "--out"]
+    command += [tmp_path / "few.csv", "--peer-python", "python", "--peer-script", "s.py", "--models", "padim"]
+    monkeypatch.setattr(sys, "argv", [str(each) for each in command])
+    few_images.main()
+    rows = Rows(tmp_path / "few.csv", ()).rows
+    assert [(row["who"], row["n_images"], row["augment"], row["fit_s"]) for row in rows] == [
+        ("makel", "5", "off", "1.5"),
+        ("makel", "5", "on", "1.5"),
+        ("anomalib padim", "5", "off", "9.5"),
+        ("makel", "10", "off", "1.5"),  # all there are
+        ("makel", "10", "on", "1.5"),
+        ("anomalib padim", "10", "off", "9.5"),
+    ]
+    drawn = {sample.image_path.name for sample in few_images.subset(load(category), 5, 3).good}
+    assert [names for _, names, _ in asked[:3]] == [drawn] * 3
+    assert [more for who, _, more in asked if who == "ours"][:2] == [
+        {"method": "skip_ae"},
+        {"method": "skip_ae", "augment": True},
+    ]
+    assert len(asked[2][2]) == 1
+    assert asked[2][2][0].removeprefix("train/good/") in drawn
+    few_images.main()
+    assert len(asked) == 6
+
+
 def test_no_two_pictures_are_the_same(tmp_path):
     from fit_scaling import write_pictures
 
@@ -123,6 +171,180 @@ def category(tmp_path_factory):
     root = tmp_path_factory.mktemp("line") / "flange"
     synthetic.write(root, n_fit=10, n_good=3, n_defect=4, size_px=64)
     return root
+
+
+def of_candidate(name, *values, metric="image_auroc", seed=0):
+    """A row a set; the sets are called a, b, c and so on."""
+    empty = {"image_auroc": "", "pixel_auroc": "", "aupro_30": "", "miss_5": ""}
+    return [
+        {"category": "abcdef"[index], "candidate": name, "seed": str(seed), **empty, metric: str(value)}
+        for index, value in enumerate(values)
+    ]
+
+
+def test_a_candidate_stands_beside_the_default_on_the_sets_and_seeds_that_both_have():
+    from leave_one_out import standings
+
+    rows = [
+        *of_candidate("default", 0.9, 0.8, 0.7),
+        *of_candidate("default", 1.0, 0.8, 0.7, seed=1),
+        *of_candidate("other", 0.8, 0.9),  # no third set, and no second seed
+    ]
+    peers = [
+        {"category": "a", "who": "anomalib padim", "size": "256", "error": "", "image_auroc": "0.85"},
+        {"category": "a", "who": "anomalib dfm", "size": "256", "error": "", "image_auroc": "0.95"},
+        {"category": "b", "who": "anomalib dfm", "size": "384", "error": "", "image_auroc": "0.6"},
+        {"category": "b", "who": "makel", "size": "384", "error": "", "image_auroc": "1"},
+        {"category": "b", "who": "anomalib padim", "size": "256", "error": "no memory", "image_auroc": ""},
+    ]
+    default, other = standings(rows, "image_auroc", peers)
+    assert (default.sets, default.mean, default.gain, default.loss) == (3, pytest.approx(0.81666667), 0, 0)
+    assert (default.worst, default.lowest) == ("c", pytest.approx(0.7))
+    assert (default.peer_set, default.peer_loss) == ("a", pytest.approx(0.0))
+    assert (other.sets, other.mean, other.gain) == (2, pytest.approx(0.85), pytest.approx(0))
+    assert (other.loses_most, other.loss) == ("a", pytest.approx(0.1))
+    assert (other.peer_set, other.peer_loss) == ("a", pytest.approx(0.15))
+
+
+def test_a_set_left_out_says_what_its_others_would_have_chosen():
+    from leave_one_out import text, verdicts
+
+    rows = [
+        *of_candidate("default", 0.9, 0.8, 0.7),
+        *of_candidate("bold", 0.99, 0.8, 0.62),
+        *of_candidate("as good", 0.9, 0.8018, 0.7),
+        *of_candidate("half", 1.0, 1.0),  # without all sets it is no candidate
+    ]
+    found = verdicts(rows, "image_auroc")
+    assert [(each.left_out, each.best, each.holds) for each in found] == [
+        ("a", "default", True),  # .0009 behind
+        ("b", "bold", False),
+        ("c", "bold", False),
+    ]
+    assert [each.best_here for each in found] == ["bold", "as good", "default"]
+    assert [each.lost for each in found] == pytest.approx([0.09, 0.0018, 0])
+    assert [each.behind for each in found] == pytest.approx([0.0009, 0.005, 0.045])
+    said = text(rows)
+    assert "of 3 candidates that have all sets" in said
+    assert "within 0.001, 1 of 3 times" in said
+    assert "| b | no, bold by 0.0050 | as good | 0.0018 |" in said
+    assert verdicts(of_candidate("default", 0.9), "image_auroc") == []
+
+
+def test_what_a_promise_misses_counts_against_a_candidate():
+    from leave_one_out import standings
+
+    rows = [*of_candidate("default", 0.25, 0.5, metric="miss_5"), *of_candidate("x", 0.5, 0.25, metric="miss_5")]
+    _, other = standings(rows, "found_5")
+    assert (other.mean, other.worst, other.loses_most, other.loss) == (0.625, "a", "a", 0.25)
+    assert standings(rows, "pixel_auroc") == []
+
+
+@pytest.fixture
+def study(category, tmp_path, monkeypatch):
+    """The script, and a function that runs it on the made-up line with two updates; gives the rows there are then."""
+    import study_skip_ae as script
+    from rows import Rows
+
+    short = {"updates": 2, "bank": 50}
+    changed = {
+        name: replace(each, changes={**each.changes, **{key: value for key, value in short.items() if key == "bank"}})
+        if each.changes.get("updates") == 0
+        else replace(each, changes={**each.changes, **short})
+        for name, each in script.CANDIDATES.items()
+    }
+    monkeypatch.setattr(script, "CANDIDATES", changed)
+
+    def measured(*more):
+        command = ["study_skip_ae.py", category, "--seeds", "0", "--threads", "1", "--out", tmp_path / "s.csv", *more]
+        monkeypatch.setattr(sys, "argv", [str(each) for each in command])
+        script.main()
+        return Rows(tmp_path / "s.csv", ("category", "candidate", "seed")).rows
+
+    return script, measured
+
+
+def test_every_choice_of_the_study_is_measured_once(study, capsys, monkeypatch):
+    script, measured = study
+    rows = measured()
+    assert [row["candidate"] for row in rows] == list(script.CHOICES)
+    for row in rows:
+        assert row["input"] == "64 x 64 px"  # images have no more pixels
+        assert all(0 <= float(row[key]) <= 1 for key in script.FIGURES)
+        assert row["machine"].endswith("threads 1")
+    assert len({row["features_s"] for row in rows}) == 1
+    assert len({(row["image_auroc"], row["pixel_auroc"]) for row in rows}) >= 5
+    monkeypatch.setattr(script, "measure", None)  # nothing is measured again
+    assert measured() == rows
+    capsys.readouterr()
+    measured("--leave-one-out", "--peers", "none.csv")
+    assert "| default | 1 |" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        measured("--only", "magic")
+
+
+def test_the_curve_starts_with_an_autoencoder_that_saw_nothing(study):
+    script, measured = study
+    assert len(script.CURVE) == 14
+    rows = measured("--only", "0 updates", "equation 2, 0 updates")
+    assert [row["candidate"] for row in rows] == ["0 updates", "equation 2, 0 updates"]
+    assert script.CANDIDATES["3200 updates"].changes["most_epochs"] == 0
+
+
+def test_halves_of_the_default_see_their_half_alone(category, tmp_path):
+    import torch
+    from study_skip_ae import CANDIDATES, Category, build_detector
+
+    there = Category(category, tmp_path)
+    for name, zero, alone in (
+        ("no autoencoder", slice(-152, None), slice(152)),
+        ("residual alone", slice(152), slice(-152, None)),
+    ):
+        detector = build_detector(CANDIDATES[name].detector, there.config(CANDIDATES[name]), 0)
+        good, _, _ = there.features(detector, detector.config)
+        described = detector._described(good.batch([0, 1]))
+        assert described.shape[1] == 2 * 152
+        assert not described[:, zero].any()
+        whole = super(CANDIDATES[name].detector, detector)._described(good.batch([0, 1]))
+        torch.testing.assert_close(described[:, alone], whole[:, alone])
+
+
+def test_as_many_epochs_as_the_minutes_hold():
+    from paper_embedded import epochs_in, printed
+
+    assert [epochs_in(30, seconds) for seconds in (1, 60, 3600)] == [150, 30, 1]
+    assert epochs_in(30, 60, most=5) == 5
+    assert (printed("metal_nut", "skip_ae"), printed("screw", "dfr"), printed("aliens", "dfr")) == (0.98, 0.97, "")
+
+
+def test_the_papers_settings_are_fitted_for_as_long_as_there_is_time(category, tmp_path, monkeypatch):
+    import paper_embedded
+    from rows import Rows
+
+    asked = []
+
+    def fit(data, out, **given):
+        asked.append(given)
+        (tmp_path / "log.jsonl").write_text('{"seconds": 4.0}\n' * given["epochs"], encoding="utf-8")
+        return SimpleNamespace(path=tmp_path)
+
+    figures = {"image_auroc": 0.5, "pixel_auroc": None, "aupro_30": None}
+    monkeypatch.setattr(makel, "fit", fit, raising=False)
+    monkeypatch.setattr(makel.Inspector, "load", lambda *_, **__: None)
+    monkeypatch.setattr(makel, "evaluate", lambda *_: SimpleNamespace(to_json=lambda: figures), raising=False)
+    command = ["paper_embedded.py", category, "--minutes", "0.5", "--out", tmp_path / "p.csv", "--threads", "1"]
+    monkeypatch.setattr(sys, "argv", [str(each) for each in command])
+    paper_embedded.main()
+    paper_embedded.main()
+    rows = Rows(tmp_path / "p.csv", ()).rows
+    assert [(row["method"], row["epochs"], row["epoch_s"], row["training_s"]) for row in rows] == [
+        ("skip_ae", "7", "4.0", "28.0"),
+        ("dfr", "7", "4.0", "28.0"),
+    ]
+    assert [(given["method"], given["epochs"]) for given in asked] == [
+        ("skip_ae", 1), ("skip_ae", 7), ("dfr", 1), ("dfr", 7),
+    ]  # fmt: skip
+    assert all((given["preset"], given["size"], given["blocks"]) == ("paper", 256, (1, 2, 3)) for given in asked)
 
 
 def relative(samples, root):

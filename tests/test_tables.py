@@ -53,7 +53,7 @@ def test_the_plots_are_those_of_the_results(script):
 
 def test_every_row_says_where_it_comes_from(script):
     found = {path.name for path in script.RESULTS.glob("*.csv")}
-    assert found >= {"first_model.csv", "here.csv", "study_skip_ae.csv"}
+    assert found >= {"first_model.csv", "here.csv"}
     for name in found & {needed for _, needed in script.BLOCKS.values()}:
         with (script.RESULTS / name).open(newline="") as file:
             rows = list(csv.DictReader(file))
@@ -231,21 +231,66 @@ def test_fitting_is_shown_stage_by_stage_beside_its_floor(script, results):
 
 
 def test_more_images_are_plotted_in_the_order_of_their_number(script, results):
-    def row(n_images, value):
-        figures = {"image_auroc": value, "pixel_auroc": value, "aupro_30": 0.75, "p95_ms": 12, "fit_s": 9}
-        figures |= {"promised_false_reject": 0.5, "false_reject_rate": 1 - value}
-        return {"category": "parts", "n_images": n_images, "augment": "off", **figures}
+    def row(n_images, value, who="makel"):
+        figures = {"image_auroc": value, "pixel_auroc": value, "aupro_30": 0.75, "fit_s": 9}
+        figures |= {"promise": 0.5, "false_reject_5": 1 - value, "miss_5": 0.25, "error": ""}
+        return {"category": "parts", "who": who, "size": 384, "n_images": n_images, "augment": "off", **figures}
 
-    results("few_images.csv", row(50, 0.99), row(5, 0.8), {**row(5, 0.9), "seed": 1})
+    rows = row(50, 0.99), row(5, 0.8), {**row(5, 0.9), "seed": 1}, row(5, 0.7, "anomalib padim")
+    results("few_images.csv", *rows, {**row(50, 0.1), "error": "out of memory", "seed": 1})
     text = script.filled(PAGE.format("few_images"))
-    assert [line[2:5] for line in cells(text)[2:]] == [
-        ["5", "0.850 ± 0.071", "0.850 ± 0.071"],
-        ["50", "0.990", "0.990"],
+    assert [[line[1], *line[3:6]] for line in cells(text)[2:]] == [
+        ["**makel** at 384", "5", "0.850 ± 0.071", "0.850 ± 0.071"],
+        ["**makel** at 384", "50", "0.990", "0.990"],
+        ["PaDiM at 384", "5", "0.700", "0.700"],
     ]
-    assert [line[6:8] for line in cells(text)[2:]] == [["0.50", "0.15 ± 0.07"], ["0.50", "0.01"]]
+    assert [line[7:10] for line in cells(text)[2:4]] == [
+        ["0.50", "0.15 ± 0.07", "0.25 ± 0.00"],
+        ["0.50", "0.01", "0.25"],
+    ]
     assert "![parts, augmentation off](figures/few_images-parts-off.svg)" in text
     svg = script.figures()["few_images-parts-off"]
     assert svg.index("image AUROC: 0.85 at 5<") < svg.index("image AUROC: 0.99 at 50<")
+
+
+def test_a_plot_of_few_images_has_no_line_of_what_nobody_knows(script, results):
+    row = {"category": "parts", "who": "makel", "size": 384, "augment": "off", "image_auroc": 0.8, "pixel_auroc": ""}
+    results("few_images.csv", *({**row, "aupro_30": "", "error": "", "n_images": count} for count in (5, 10)))
+    svg = script.figures()["few_images-parts-off"]
+    assert "image AUROC" in svg
+    assert "pixel AUROC" not in svg
+
+
+def candidate_row(category, candidate, image, seed=0, pixel="", miss=0.25):
+    figures = {"image_auroc": image, "pixel_auroc": pixel, "aupro_30": pixel, "miss_5": miss}
+    return {"category": category, "candidate": candidate, **figures, "seed": seed}
+
+
+def test_the_study_shows_what_was_decided_and_every_set(script, results):
+    results(
+        "study_skip_ae.csv",
+        candidate_row("parts", "default", 0.9, pixel=0.8),
+        candidate_row("tiles", "default", 0.8),
+        candidate_row("parts", "no skips", 0.8, pixel=0.7),
+        candidate_row("tiles", "no skips", 0.9),
+    )
+    text = script.filled(PAGE.format("study"))
+    assert "of 2 candidates that have all sets" in text
+    assert ["no skips", "0.800", "0.900"] in cells(text)
+    assert ["no skips", "0.700 / 0.700", "– / –"] in cells(text)
+
+
+def test_the_papers_own_settings_stand_beside_the_papers_value(script, results):
+    row = {"image_auroc": 0.7, "pixel_auroc": 0.95, "aupro_30": 0.8, "epochs": 31, "training_s": 1790.4}
+    results(
+        "paper_embedded.csv",
+        {"category": "screw", "method": "skip_ae", **row, "paper": 0.98},
+        {"category": "aliens", "method": "dfr", **row, "pixel_auroc": "", "aupro_30": "", "paper": ""},
+    )
+    assert cells(script.filled(PAGE.format("paper_embedded")))[2:] == [
+        ["screw", "`skip_ae`", "0.700", "0.950", "0.98", "0.800", "31", "1790"],
+        ["aliens", "`dfr`", "0.700", "–", "–", "–", "31", "1790"],
+    ]
 
 
 def test_a_runtime_becomes_the_default_only_if_it_is_faster_and_says_the_same(script, results):
