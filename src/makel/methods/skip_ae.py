@@ -32,10 +32,10 @@ The preset `fast` changes, for a small backbone on two CPU cores (docs/benchmark
 8. So is the image as a whole: what the principal axes of good images, each one vector, leave of this one
    (`good_layers.WholeImages`; Ahuja et al. 2019, https://arxiv.org/abs/1909.11786). Tiles, which are parts of an image,
    are read by the nearest alone, at 256 x 256.
-9. The map is the geometric mean of both. The image score takes the highest 1 % of the nearest's map, and of the whole's
-   its highest 5 % and all of it. Each is measured by what is usual among good images that neither the autoencoder nor
-   the readings have seen, in standard deviations of its logarithm; the score is the root mean square of those above the
-   usual, and what is below counts for nothing.
+9. The map is the harmonic mean of the squares of both. The image score takes the highest 1 % of the nearest's map, and
+   of the whole's its highest 5 % and all of it. Each is measured by what is usual among good images that nothing has
+   learned from, in standard deviations of its logarithm; the score is the root mean square of those above the usual,
+   and what is below counts for nothing.
 """
 
 from __future__ import annotations
