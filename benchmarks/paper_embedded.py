@@ -41,7 +41,7 @@ def printed(category: str, method: str) -> float | str:
 def measure(category: Path, method: str, seed: int, minutes: float, most: int, threads: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
 
-        def fit(epochs: int) -> makel.FitSummary:
+        def fit(epochs: int) -> Path:
             return makel.fit(
                 category,
                 f"{folder}/model",
@@ -54,13 +54,13 @@ def measure(category: Path, method: str, seed: int, minutes: float, most: int, t
                 seed=seed,
                 device="cpu",
                 features=f"{folder}/features",
-            )
+            ).path
 
-        epoch_s = seconds_of_epochs(fit(1).path)[0]
+        epoch_s = seconds_of_epochs(fit(1))[0]
         epochs = epochs_in(minutes, epoch_s, most)
-        fitted = fit(epochs)
-        trained_s = sum(seconds_of_epochs(fitted.path))
-        said = makel.evaluate(makel.Inspector.load(fitted.path, threads=threads), category).to_json()
+        model = fit(epochs)
+        trained_s = sum(seconds_of_epochs(model))
+        said = makel.evaluate(makel.Inspector.load(model, threads=threads), category).to_json()
     return {
         **{name: "" if said[name] is None else said[name] for name in METRICS},
         "epochs": epochs,
