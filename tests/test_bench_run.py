@@ -28,13 +28,13 @@ methods = ["anogan"]
 seeds = [0, 1]
 settings = { size = 32, width = 8, updates = 1, search_steps = 1 }
 """
-# At 48 px its grid is too small to be halved three times.
+# At 64 px the grid of block 3 is too small to be halved three times.
 FAILING = """
 [[grid]]
 methods = ["skip_ae"]
-blocks = [[2, 3]]
+blocks = [[3]]
 categories = ["weave-6"]
-settings = { size = 48 }
+settings = { size = 64 }
 """
 
 
@@ -70,9 +70,9 @@ def test_a_cell_that_fails_is_recorded_and_the_rest_goes_on(finished):
         ("anogan", "1", "done"),
         ("skip_ae", "0", "failed"),
     ]
-    assert rows[2]["error"].startswith("UsageError: size 48 x 48 px with blocks (2, 3) gives a finest level of 6 x 6")
+    assert rows[2]["error"].startswith("UsageError: size 64 x 64 px with blocks (3,) gives a finest level of 4 x 4")
     assert done.stderr.splitlines()[-1] == "makel: 1 cell failed: mend the cause and run again with --retry"
-    assert "UsageError: size 48" in done.stderr
+    assert "UsageError: size 64" in done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("[1/3")
     assert lines[-3:] == [
@@ -97,7 +97,7 @@ def test_the_tables_and_figures_are_written_and_nothing_else_stays(finished):
     page, text = (out / "tables.html").read_text(encoding="utf-8"), (out / "tables.md").read_text(encoding="utf-8")
     for written in (page, text):
         assert "weave-6" in written
-        assert "UsageError: size 48" in written
+        assert "UsageError: size 64" in written
         assert "Table 4" in written
         assert "7025" in written
     assert "http-equiv" in page

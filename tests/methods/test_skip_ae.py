@@ -338,7 +338,7 @@ def test_what_is_usual_is_learned_from_images_that_nothing_has_seen(shaped_backb
     assert z_seen.mean(1).max() < -3
     # So a new good one has 0.69 by its mean, and more by its spread.
     with torch.no_grad():
-        assert 0.4 < detector.score(new).image.median() < 2
+        assert 0.3 < detector.score(new).image.median() < 2
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])

@@ -13,8 +13,6 @@ from makel.cli.progress import Bars
 from makel.errors import UsageError
 
 N_FIT, N_GOOD, N_DEFECT = 95, 30, 30
-SIZE_PX = 256
-"""Side of the pictures; a model that sees them larger would only take longer."""
 FALSE_REJECT = 0.05
 """What 19 held-out images can promise: a fifth of the 95."""
 
@@ -40,9 +38,9 @@ def demo(
         shutil.rmtree(data)
     with Bars(quiet=quiet) as bars:
         bars("pictures", 0, None)
-        synthetic.write(data, n_fit=N_FIT, n_good=N_GOOD, n_defect=N_DEFECT, size_px=SIZE_PX, seed=seed)
+        synthetic.write(data, n_fit=N_FIT, n_good=N_GOOD, n_defect=N_DEFECT, seed=seed)
         bars("pictures", 1, 1)
-        fitted = fit(data, model, size=SIZE_PX, false_reject=FALSE_REJECT, seed=seed, progress=bars).manifest
+        fitted = fit(data, model, false_reject=FALSE_REJECT, seed=seed, progress=bars).manifest
         evaluation = evaluate(model, data, progress=bars)
     write_evaluation_report(report, evaluation, data_name="makel demo")
     said = evaluation.to_json()
