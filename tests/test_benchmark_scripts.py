@@ -439,7 +439,7 @@ def test_ours_is_measured_as_makel_measures_it(tmp_path, category, monkeypatch):
 
     monkeypatch.setattr(makel, "fit", fit, raising=False)
     said = measure_ours(category, 1, None, 1, tmp_path / "ours.npz", timed=False)
-    assert (asked, said["size"]) == ([(category, {"seed": 1, "false_reject": 0.05})], [256, 256])
+    assert (asked, said["size"]) == ([(category, {"seed": 1, "false_reject": 0.05})], 256)
     found, evaluation = figures(dataset, tmp_path / "ours.npz"), makel.evaluate(model, category)
     assert found == {
         "image_auroc": evaluation.image.auroc,
