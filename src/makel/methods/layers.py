@@ -98,12 +98,11 @@ class SkipAutoencoder(nn.Module):
 
 
 def _fitted(x: Tensor, like: Tensor) -> Tensor:
-    """(N, C, h, w) at the height and width of `like`, which differ where an odd side was halved.
+    """(N, C, h, w) at the height and width of `like`, which are larger by one where an odd side was halved.
 
-    What is over at the end of a side is cut off; what is missing, one row or column, is the last one again.
+    The row or column that is missing is the last one again.
     """
     high, wide = map(int, like.shape[-2:])  # tensors while a model is exported
-    x = x[:, :, :high, :wide]
     x = x if int(x.shape[2]) == high else torch.cat([x, x[:, :, -1:]], 2)
     return x if int(x.shape[3]) == wide else torch.cat([x, x[..., -1:]], 3)
 

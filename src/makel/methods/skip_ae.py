@@ -263,14 +263,16 @@ class SkipAE(Detector):
         drawn, wholes = [], []
         for features in good:
             drawn.append(self.nearest.draw(self._described(features), len(self._images), generator))
-            wholes.append(self.whole.shrink(self.grid(features)))
-        rows, images = torch.cat(drawn), torch.cat(wholes)
-        per_image = len(rows) // len(images)
+            if self.config.reading == "both":
+                wholes.append(self.whole.shrink(self.grid(features)))
+        rows = torch.cat(drawn)
+        per_image = len(rows) // len(self._images)
         seen = ~np.isin(self._images, self._unseen)
         self.nearest.learn(rows[torch.from_numpy(seen).repeat_interleave(per_image)])
         maps = [self._nearest_of(good, seen if seen.all() else ~seen)]  # so few images have only themselves
         self.nearest.learn(rows)
-        if self.config.reading == "both":
+        if wholes:
+            images = torch.cat(wholes)
             maps.append(self._left_out_wholes(images))
             self.whole.learn(images)
         self._set_usual(maps)
