@@ -201,8 +201,9 @@ def peers_section() -> str:
     return f"""\
 ## Beside Anomalib
 
-`python benchmarks/peers.py DATA...`: the same images, the same small backbone, two threads, each in a process of its
-own, ours and theirs in turn. *found at 5 %* is the share of the test's defects that are rejected by a threshold which
+`python benchmarks/peers.py DATA...`: the same images, the same small backbone, as many threads as said below, each in a
+process of its own. Where times are empty, `--accuracy-only` was asked for, beside other work. *found at 5 %* is the
+share of the test's defects that are rejected by a threshold which
 was asked to reject at most 5 % of good parts, *good rejected* the share of its good images that are. The threshold is
 what makel's calibration makes of the scores of good images held out of the fit, the same ones for all: with fewer than
 19 of them no less can be *promised* than 1 in their number and one. *fit* is from files to what can inspect; *ms* is
@@ -255,10 +256,7 @@ def peers_readme() -> str:
             cells.append(f"{(median if are_times else mean)(by_set):{form}}" if is_told else "–")
         return (name, *cells)
 
-    text = (
-        "Beside Anomalib's models on the same images and the same backbone, measured in turn "
-        "([how](docs/benchmarks/index.md)).\n"
-    )
+    text = "Beside Anomalib's models on the same images and the same backbone ([how](docs/benchmarks/index.md)).\n"
     if any(row["found_5"] for row in rows):
         promised = {
             category: percent([row for row in rows if row["category"] == category], "promise")
