@@ -5,10 +5,13 @@
     python3 dev.py test [ARGS]   lint, then all tests with coverage; with ARGS, only pytest with those
     python3 dev.py lint          ruff, formatting, mypy
     python3 dev.py setup         the set-up alone
+    python3 dev.py lock          write locks/ anew from pyproject.toml: exact versions with hashes
+    python3 dev.py sbom          write dist/*.cdx.json: what the locks install, with licences, as CycloneDX
 
-The first call makes `.venv` beside this file and installs into it: torch and torchvision, then makel with what the
-job needs. Later calls see from a stamp that nothing changed. MAKEL_TORCH=cuda takes the CUDA build of torch,
-MAKEL_TORCH=cpu the CPU one; unset, what is installed stays, and a fresh set-up takes the CPU build.
+The first call makes `.venv` beside this file and installs into it: what makel runs on, in the versions of locks/ and
+each file checked against its hash; torch and torchvision; then makel with what the job needs. Later calls see from a
+stamp that nothing changed. MAKEL_TORCH=cuda takes the CUDA build of torch, MAKEL_TORCH=cpu the CPU one; unset, what is
+installed stays, and a fresh set-up takes the CPU build.
 
 Some tests run real programs of the system: a PostgreSQL server, an MQTT broker, a browser. On Debian and Ubuntu, as
 root, `test` and `setup` install those that are missing; elsewhere they say which, and those tests are skipped.
@@ -25,6 +28,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 import tomllib
 from pathlib import Path
@@ -38,6 +42,9 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TORCH, TORCHVISION = "2.13.0", "0.28.0"
 TORCH_INDEX = "https://download.pytorch.org/whl"
 
+# What each lock holds, as extras of makel. PyTorch is in none: its builds differ by index, and the pair above is pinned.
+LOCKS = {"line": (), "station": ("station",)}
+
 # Programs that tests run, by the Debian package that has them, and where they stand beside the usual places.
 PROGRAMS = {
     "postgresql": ("initdb", "/usr/lib/postgresql/*/bin"),
@@ -50,12 +57,15 @@ PROGRAMS = {
 def main():
     """Do what the command line asks and exit with the job's code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", choices=("demo", "test", "lint", "setup"))
+    parser.add_argument("job", choices=("demo", "test", "lint", "setup", "lock", "sbom"))
     known, arguments = parser.parse_known_args()
     job = known.job
-    if arguments and job in ("lint", "setup"):
+    if arguments and job not in ("demo", "test"):
         parser.error(f"{job} takes no further arguments, but got {' '.join(arguments)}")
-    set_up([] if job == "demo" else ["dev"])
+    set_up({"demo": [], "lock": ["dev", "release"], "sbom": ["dev"]}.get(job, ["dev"]))
+    if job in ("lock", "sbom"):
+        for name in LOCKS:
+            lock(name) if job == "lock" else sbom(name)
     if job in ("test", "setup"):
         install_programs()
     if job == "demo":
@@ -80,12 +90,50 @@ def lint():
             sys.exit(code)
 
 
+def lock_file(name):
+    """The file of a lock: requirements as pip reads them."""
+    return ROOT / "locks" / f"{name}.txt"
+
+
+def lock(name):
+    """Write a lock anew, for every system and Python that makel runs on; what it has and still fits stays as it is."""
+    extras = [word for extra in LOCKS[name] for word in ("--extra", extra)]
+    wanted = ["--universal", "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links", *extras]
+    header = ["--custom-compile-command", "python3 dev.py lock"]
+    code = call(
+        f"locks/{name}.txt",
+        ["-m", "uv", "pip", "compile", "--quiet", "pyproject.toml", *wanted, *header, "--output-file", lock_file(name)],
+    )
+    if code:
+        sys.exit(code)
+
+
+def sbom(name):
+    """Write the bill of materials of what a lock installs, found by installing it."""
+    out = ROOT / "dist" / f"makel-{name}.cdx.json"
+    out.parent.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        python = Path(folder, PYTHON.relative_to(VENV))
+        subprocess.run([str(PYTHON), "-m", "venv", "--without-pip", folder], check=True)
+        pip("--require-hashes", "--requirement", lock_file(name), into=python)
+        pip("--no-deps", ROOT, into=python)
+        code = call(str(out.relative_to(ROOT)), bill(python, out))
+    if code:
+        sys.exit(code)
+
+
+def bill(python, out):
+    """The module and arguments that write down what an environment holds; the same every time."""
+    kind = ["--output-format", "JSON", "--output-reproducible", "--pyproject", ROOT / "pyproject.toml"]
+    return ["-m", "cyclonedx_py", "environment", *kind, "--output-file", out, python]
+
+
 def call(name, arguments, threads=2):
     """Run the environment's Python with `arguments` under a headline, and return its exit code."""
     print(f"== {name}", flush=True)
     # A fixed number of threads, so that time and last digit of a result do not depend on how many cores stand idle.
     limits = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
-    return subprocess.call([str(PYTHON), *arguments], cwd=ROOT, env={**limits, **os.environ})
+    return subprocess.call([str(PYTHON), *map(str, arguments)], cwd=ROOT, env={**limits, **os.environ})
 
 
 def set_up(groups):
@@ -101,6 +149,9 @@ def set_up(groups):
     if not works():
         create()
     STAMP.unlink(missing_ok=True)  # a set-up that breaks off halfway counts as none
+    locked = "station" if "dev" in groups else "line"
+    step(f"what makel runs on, as locks/{locked}.txt has it")
+    pip("--require-hashes", "--requirement", lock_file(locked))
     install_torch(build)
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     needed = [requirement for group in groups for requirement in project["dependency-groups"][group]]
@@ -136,8 +187,8 @@ def missing_programs():
 
 
 def inputs():
-    """Hash of everything a set-up depends on: this file, pyproject.toml, and the environment's Python."""
-    parts = [Path(__file__), ROOT / "pyproject.toml", VENV / "pyvenv.cfg"]
+    """Hash of everything a set-up depends on: this file, pyproject.toml, the locks, and the environment's Python."""
+    parts = [Path(__file__), ROOT / "pyproject.toml", *map(lock_file, LOCKS), VENV / "pyvenv.cfg"]
     return hashlib.sha256(b"\0".join(part.read_bytes() if part.is_file() else b"" for part in parts)).hexdigest()
 
 
@@ -181,9 +232,11 @@ def install_torch(build):
     pip("--no-deps", f"torchvision=={TORCHVISION}", *index)  # its own wish for a torch has just been met
 
 
-def pip(*arguments, required=True):
-    """Run pip install in the environment; show its words only when it fails and that is the end."""
-    command = [str(PYTHON), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", *arguments]
+def pip(*arguments, required=True, into=None):
+    """Run pip install in the environment, or for another's Python; show its words only when it fails and that ends all."""
+    place = ["--python", into] if into else []
+    options = ["--quiet", "--disable-pip-version-check", "--no-input"]
+    command = [str(word) for word in (PYTHON, "-m", "pip", *place, "install", *options, *arguments)]
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode and required:
         sys.exit(f"{done.stdout}\nset-up failed in: {' '.join(command)}")
