@@ -42,7 +42,7 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 TORCH, TORCHVISION = "2.13.0", "0.28.0"
 TORCH_INDEX = "https://download.pytorch.org/whl"
 
-# What each lock holds, as extras of makel. PyTorch is in none: its builds differ by index, and the pair above is pinned.
+# What each lock holds, as extras of makel. PyTorch is in none: its builds differ by index, so the pair above is pinned.
 LOCKS = {"line": (), "station": ("station",)}
 
 # Programs that tests run, by the Debian package that has them, and where they stand beside the usual places.
@@ -124,8 +124,8 @@ def sbom(name):
 
 def bill(python, out):
     """The module and arguments that write down what an environment holds; the same every time."""
-    kind = ["--output-format", "JSON", "--output-reproducible", "--pyproject", ROOT / "pyproject.toml"]
-    return ["-m", "cyclonedx_py", "environment", *kind, "--output-file", out, python]
+    kind = ["--gather-license-texts", "--output-reproducible", "--pyproject", ROOT / "pyproject.toml"]
+    return ["-m", "cyclonedx_py", "environment", *kind, "--output-format", "JSON", "--output-file", out, python]
 
 
 def call(name, arguments, threads=2):
@@ -142,6 +142,8 @@ def set_up(groups):
     build = os.environ.get("MAKEL_TORCH") or stamp.get("torch", "cpu")
     if build not in ("cpu", "cuda"):
         sys.exit(f"MAKEL_TORCH is {build!r}: set it to cpu or cuda, or leave it out")
+    if build == "cuda" and sys.platform == "darwin":
+        sys.exit("there is no CUDA build of torch for macOS: leave MAKEL_TORCH out")
     groups = sorted({*groups, *stamp.get("groups", [])})
     if stamp == {"torch": build, "inputs": inputs(), "groups": groups}:
         return
@@ -212,8 +214,6 @@ def create():
 
 def install_torch(build):
     """Install torch and torchvision, the given build of both."""
-    if build == "cuda" and sys.platform == "darwin":
-        sys.exit("there is no CUDA build of torch for macOS: leave MAKEL_TORCH out")
     step(f"torch {TORCH} ({build} build; a few hundred MB, several GB with CUDA)")
     index = ()
     if sys.platform == "darwin" or (build, os.name) == ("cpu", "nt"):
@@ -233,7 +233,7 @@ def install_torch(build):
 
 
 def pip(*arguments, required=True, into=None):
-    """Run pip install in the environment, or for another's Python; show its words only when it fails and that ends all."""
+    """Run pip install in the environment, or for another's Python; show its words only if its failure is the end."""
     place = ["--python", into] if into else []
     options = ["--quiet", "--disable-pip-version-check", "--no-input"]
     command = [str(word) for word in (PYTHON, "-m", "pip", *place, "install", *options, *arguments)]

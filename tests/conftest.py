@@ -39,6 +39,23 @@ def real_data():
 
 
 @pytest.fixture(scope="session")
+def installed(tmp_path_factory):
+    """Clean environments with makel installed; `installed("fit,station")` is the one with these extras, made once."""
+    import installs
+
+    folder, made = tmp_path_factory.mktemp("installs"), {}
+    wheel = installs.build(REPOSITORY, folder / "wheel")
+
+    def get(extras):
+        names = frozenset(filter(None, extras.split(",")))
+        if names not in made:
+            made[names] = installs.Environment(folder / ("-".join(sorted(names)) or "line"), wheel, names)
+        return made[names]
+
+    return get
+
+
+@pytest.fixture(scope="session")
 def postgresql():
     """A PostgreSQL server; `postgresql.database()` is the URL of new empty room on it."""
     from postgresql import Server

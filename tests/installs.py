@@ -1,7 +1,7 @@
 """What `pip install '.[EXTRA]'` gives a reader, without a network: an environment of just what the extra brings.
 
-Its packages are those of the environment the tests run in, linked file by file; which of them belong there says each
-package's own metadata, from makel's wheel on, as pip reads it. pip then installs that wheel and refuses if one is missing.
+Its packages are those of the environment the tests run in, as links; which of them belong there says each package's own
+metadata, from pyproject.toml on. pip then installs makel's wheel, and refuses if one is missing.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
+from collections.abc import Iterable
 from functools import cache
 from importlib import metadata
 from importlib.metadata import distribution
@@ -20,6 +22,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+REPOSITORY = Path(__file__).resolve().parent.parent
 packages_distributions = cache(metadata.packages_distributions)
 
 INSTALL = re.compile(r"""^(?:python -m )?pip install (['"]?)(?:\.|makel)(?:\[(?P<extras>[\w,]+)\])?\1(?:\s+#.*)?$""")
@@ -35,14 +38,18 @@ def build(repository: Path, folder: Path) -> Path:
     return wheel
 
 
-def brought(requirements: list[str], extras: frozenset[str], optional: dict[str, list[str]]) -> set[str]:
-    """The packages that a project with these requirements and extras brings, by their normalised names."""
-    waiting = [Requirement(text) for text in requirements]
-    waiting += [Requirement(text) for extra in sorted(extras) for text in optional[extra]]
+def brought(extras: Iterable[str], repository: Path = REPOSITORY) -> set[str]:
+    """The packages that makel with these extras brings on this system, by their normalised names."""
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    optional = project["optional-dependencies"]
+    waiting = [Requirement(text) for text in project["dependencies"]]
+    waiting += [Requirement(text) for extra in extras for text in optional[extra]]
     seen: set[tuple[str, str]] = set()
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
         if name == "makel":
             waiting += [Requirement(text) for extra in requirement.extras for text in optional[extra]]
             continue
@@ -57,12 +64,12 @@ def brought(requirements: list[str], extras: frozenset[str], optional: dict[str,
 class Environment:
     """A virtual environment with makel's wheel and what its extras bring, and nothing else."""
 
-    def __init__(self, folder: Path, wheel: Path, packages: set[str], extras: frozenset[str]) -> None:
+    def __init__(self, folder: Path, wheel: Path, extras: frozenset[str]) -> None:
         venv.create(folder, symlinks=True)
         self.bin = folder / "bin"
         self.python = self.bin / "python"
         inside = Path(sysconfig.get_path("purelib", "venv", {"base": str(folder), "platbase": str(folder)}))
-        link(packages, inside)
+        link(brought(extras), inside)
         wanted = f"{wheel}[{','.join(sorted(extras))}]" if extras else str(wheel)
         command = [sys.executable, "-m", "pip", "--python", str(self.python), "install", "--no-index", "--no-compile"]
         done = subprocess.run(

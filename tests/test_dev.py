@@ -19,6 +19,7 @@ def dev(repository, tmp_path, monkeypatch):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     (tmp_path / "pyproject.toml").write_bytes((repository / "pyproject.toml").read_bytes())
+    (tmp_path / "locks").mkdir()
     for name, path in (("ROOT", ""), ("VENV", ".venv"), ("STAMP", ".venv/stamp.json"), ("PYTHON", ".venv/python")):
         monkeypatch.setattr(module, name, tmp_path / path)
     monkeypatch.delenv("MAKEL_TORCH", raising=False)
@@ -62,29 +63,32 @@ def test_the_pinned_pair_is_what_pyproject_allows(repository, dev):
     assert allowed["torchvision"].specifier.contains(dev.TORCHVISION)
 
 
-def test_first_call_installs_torch_first_and_later_calls_nothing(dev, asked):
+def test_first_call_installs_the_lock_then_torch_and_later_calls_nothing(dev, asked):
     dev.set_up([])
     index = ("--extra-index-url", "https://download.pytorch.org/whl/cpu", "--retries", "2")
     assert asked == [
+        ("--require-hashes", "--requirement", dev.ROOT / "locks" / "line.txt"),
         ("torch==2.13.0+cpu", *index),
         ("--no-deps", "torchvision==0.28.0", *index),
         ("--editable", f"{dev.ROOT}[fit]", "torch==2.13.0", "torchvision==0.28.0"),
     ]
     dev.set_up([])
-    assert len(asked) == 3
+    assert len(asked) == 4
     dev.set_up(["dev"])
-    assert len(asked) == 6
+    assert len(asked) == 8
+    assert asked[4] == ("--require-hashes", "--requirement", dev.ROOT / "locks" / "station.txt")
     assert any(item.startswith("pytest>=") for item in asked[-1])
     dev.set_up([])  # what more is there does no harm
-    assert len(asked) == 6
+    assert len(asked) == 8
 
 
-def test_a_change_of_pyproject_installs_again(dev, asked):
+@pytest.mark.parametrize("name", ["pyproject.toml", "locks/line.txt", "locks/station.txt"])
+def test_a_change_of_what_is_asked_for_installs_again(dev, asked, name):
     dev.set_up([])
-    with (dev.ROOT / "pyproject.toml").open("a") as file:
+    with (dev.ROOT / name).open("a") as file:
         file.write("\n")
     dev.set_up([])
-    assert len(asked) == 6
+    assert len(asked) == 8
 
 
 def test_a_set_up_that_breaks_off_is_done_again(dev, asked, monkeypatch):
@@ -101,14 +105,14 @@ def test_a_set_up_that_breaks_off_is_done_again(dev, asked, monkeypatch):
     monkeypatch.setattr(dev, "pip", whole)
     dev.set_up([])
     assert json.loads(dev.STAMP.read_text())["torch"] == "cpu"
-    assert len(asked) == 5
+    assert len(asked) == 7
 
 
 def test_without_a_cpu_build_it_says_so_and_takes_the_index_s(dev, asked, monkeypatch, capsys):
     whole = dev.pip
     monkeypatch.setattr(dev, "pip", lambda *names, required=True: whole(*names) and names[0] != "torch==2.13.0+cpu")
     dev.set_up([])
-    assert asked[1:3] == [("torch==2.13.0",), ("--no-deps", "torchvision==0.28.0")]
+    assert asked[2:4] == [("torch==2.13.0",), ("--no-deps", "torchvision==0.28.0")]
     assert "no CPU build of torch 2.13.0 within reach" in capsys.readouterr().err
 
 
@@ -123,7 +127,7 @@ def test_the_build_of_each_system(dev, asked, monkeypatch, platform, build, torc
     monkeypatch.setattr(sys, "platform", platform)
     monkeypatch.setenv("MAKEL_TORCH", build)
     dev.set_up([])
-    assert asked[:2] == [torch, ("--no-deps", "torchvision==0.28.0")]
+    assert asked[1:3] == [torch, ("--no-deps", "torchvision==0.28.0")]
 
 
 def test_the_cuda_build_stays_until_another_is_asked_for(dev, asked, monkeypatch):
@@ -131,10 +135,10 @@ def test_the_cuda_build_stays_until_another_is_asked_for(dev, asked, monkeypatch
     dev.set_up([])
     monkeypatch.delenv("MAKEL_TORCH")
     dev.set_up([])
-    assert len(asked) == 3
+    assert len(asked) == 4
     monkeypatch.setenv("MAKEL_TORCH", "cpu")
     dev.set_up([])
-    assert asked[3][0] == "torch==2.13.0+cpu"
+    assert asked[5][0] == "torch==2.13.0+cpu"
 
 
 def test_builds_that_are_not_there_are_refused(dev, asked, monkeypatch):
