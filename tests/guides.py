@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -16,6 +18,18 @@ def pages(repository: Path) -> list[Path]:
 def blocks(text: str, language: str) -> list[str]:
     """The code blocks of a page in one language, in their order."""
     return [code for found, code in FENCE.findall(text) if found == language]
+
+
+def command_lines(text: str) -> Iterator[list[str]]:
+    """The arguments of every `makel` in the shell blocks of a page, up to a pipe or a redirection."""
+    for block in blocks(text, "sh"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):  # the environment
+                words.pop(0)
+            if words and words[0] == "makel":
+                ends = [place for place, word in enumerate(words) if word in ("|", ">", ">>", "&&", ";")]
+                yield words[1 : min(ends, default=len(words))]
 
 
 def prose(text: str) -> str:

@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-import shlex
 import subprocess
 import sys
 from dataclasses import fields
@@ -36,18 +35,6 @@ def text_of(name):
     return (REPOSITORY / name).read_text(encoding="utf-8")
 
 
-def command_lines(text):
-    """The arguments of every `makel` in the shell blocks of a page, up to a pipe or a redirection."""
-    for block in guides.blocks(text, "sh"):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            while words and re.fullmatch(r"[A-Z_]+=.*", words[0]):  # the environment
-                words.pop(0)
-            if words and words[0] == "makel":
-                ends = [place for place, word in enumerate(words) if word in ("|", ">", ">>", "&&", ";")]
-                yield words[1 : min(ends, default=len(words))]
-
-
 def commands(group=None, name=""):
     """Every command by its name, "weights add"."""
     for word, command in (group or typer.main.get_command(app)).commands.items():
@@ -62,7 +49,7 @@ COMMANDS = dict(commands())
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_command_line_is_one_makel_takes(name):
-    for words in command_lines(text_of(name)):
+    for words in guides.command_lines(text_of(name)):
         if words == ["--version"]:
             continue
         size = 1 if words[0] in COMMANDS else 2
@@ -72,8 +59,8 @@ def test_every_command_line_is_one_makel_takes(name):
 
 def test_command_lines_are_found_and_wrong_ones_refused():
     text = "```sh\npip install makel\nA=1 makel fit x \\\n  --out m --seed 1  # why\nmakel info m | head\n```\n"
-    assert list(command_lines(text)) == [["fit", "x", "--out", "m", "--seed", "1"], ["info", "m"]]
-    assert sum(1 for name in NAMES for _ in command_lines(text_of(name))) > 50
+    assert list(guides.command_lines(text)) == [["fit", "x", "--out", "m", "--seed", "1"], ["info", "m"]]
+    assert sum(1 for name in NAMES for _ in guides.command_lines(text_of(name))) > 50
     with pytest.raises(Exception, match="No such option"):
         COMMANDS["fit"].make_context("fit", ["x", "--out", "m", "--sead", "1"])
 
@@ -251,15 +238,6 @@ def test_the_program_for_other_languages_says_what_makel_says(tmp_path, shape):
         "p_value": verdict.p_value,
         "pixels_above": int((verdict.anomaly_map > threshold).sum()),
     }
-
-
-def test_the_first_python_of_the_readme_runs(tmp_path):
-    (tmp_path / "first.py").write_text(guides.blocks(text_of("README.md"), "python")[0], encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "first.py"], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=280
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout
 
 
 @pytest.fixture(scope="module")
