@@ -38,26 +38,27 @@ def build(repository: Path, folder: Path) -> Path:
     return wheel
 
 
-def brought(extras: Iterable[str], repository: Path = REPOSITORY) -> set[str]:
+def applying(texts: Iterable[str], extra: str = "") -> list[Requirement]:
+    """Those of the requirements that hold on this system, with an extra of the project that has them or none."""
+    found = map(Requirement, texts)
+    return [each for each in found if not each.marker or each.marker.evaluate({"extra": extra})]
+
+
+def brought(extras: Iterable[str]) -> set[str]:
     """The packages that makel with these extras brings on this system, by their normalised names."""
-    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     optional = project["optional-dependencies"]
-    waiting = [Requirement(text) for text in project["dependencies"]]
-    waiting += [Requirement(text) for extra in extras for text in optional[extra]]
+    waiting = applying([*project["dependencies"], *(f"makel[{extra}]" for extra in extras)])
     seen: set[tuple[str, str]] = set()
     while waiting:
         requirement = waiting.pop()
         name = canonicalize_name(requirement.name)
-        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
-            continue
         if name == "makel":
-            waiting += [Requirement(text) for extra in requirement.extras for text in optional[extra]]
+            waiting += [each for extra in requirement.extras for each in applying(optional[extra])]
             continue
-        for extra in ("", *requirement.extras):
-            if (name, extra) not in seen:
-                seen.add((name, extra))
-                found = map(Requirement, distribution(name).requires or ())
-                waiting += [each for each in found if not each.marker or each.marker.evaluate({"extra": extra})]
+        for extra in {"", *requirement.extras} - {extra for known, extra in seen if known == name}:
+            seen.add((name, extra))
+            waiting += applying(distribution(name).requires or (), extra)
     return {name for name, _ in seen}
 
 

@@ -167,3 +167,19 @@ def test_what_an_extra_does_not_bring_is_not_there(newcomer, installed):
     page = "## Start\n```sh\npip install '.[station]'\nmakel fit data --out model\nmakel serve model\n```\n"
     with pytest.raises(AssertionError, match="makel fit needs the 'fit' extra, which is not installed"):
         follow(page, newcomer, installed)
+
+
+@pytest.mark.skipif(not shutil.which("createdb"), reason="PostgreSQL's client is not installed")
+def test_a_record_on_postgresql(newcomer, installed, postgresql, monkeypatch):
+    monkeypatch.setenv("PGHOST", str(postgresql.folder))
+    monkeypatch.setenv("PGUSER", "makel")
+    page = PAGES["docs/station/history.md"]
+    assert "postgresql://makel@db.plant.example/makel" in page
+    here = page.replace("db.plant.example/makel", f"/makel?host={postgresql.folder}")
+    said = follow(here, newcomer, installed)
+    assert "intact: 0 decisions in 0 entries" in said[-1]
+
+
+def test_every_page_with_a_sequence_is_followed():
+    pages = {name for name, text in PAGES.items() if sequences(text)}
+    assert pages == {"README.md", "docs/station/index.md", "docs/station/history.md"}
