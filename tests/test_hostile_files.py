@@ -112,13 +112,14 @@ HOSTILE = {
     "truncated webp": ("a.webp", bytes_as(WEBP[: len(WEBP) // 2]), "is cut short"),
     "truncated tiff": ("a.tif", bytes_as(TIFF[: len(TIFF) // 2]), "is cut short"),
     "truncated lzw tiff": ("a.tif", bytes_as(LZW[: len(LZW) // 2]), "is cut short"),
-    "png with half its pixels": ("a.png", bytes_as(png(50, 40, bytes(151 * 20))), "cannot be decoded"),
+    "png with half its pixels": (
+        "a.png",
+        bytes_as(png(50, 40, bytes(151 * 20))),
+        "3020 of 6040 bytes of its pixels are missing",
+    ),
     "png with a wrong checksum": ("a.png", bytes_as(PNG[:60] + b"???" + PNG[63:]), "checksum"),
-    "jpeg called png": ("a.png", bytes_as(JPEG), "is JPEG, which its ending '.png' does not say: rename it to .jpg"),
-    "png called tiff": ("a.tiff", bytes_as(PNG), "rename it to .png"),
-    "jpeg called data": ("a.dat", bytes_as(JPEG), "rename it to .jpg"),
     "gif called png": ("a.png", bytes_as(GIF), "is not PNG but GIF"),
-    "gif": ("a.gif", bytes_as(GIF), "ends in '.gif'; makel reads .jpg"),
+    "gif": ("a.gif", bytes_as(GIF), "a.gif is GIF: convert it"),
     "text": ("a.jpg", bytes_as(b"Nothing to see here.\n" * 9), "is not JPEG but text"),
     "web page": ("a.jpg", bytes_as(b"<!doctype html><title>404</title>"), "is not JPEG but text"),
     "pdf": ("a.png", bytes_as(b"%PDF-1.7\n\x80\x81"), "is not PNG but PDF"),
@@ -132,7 +133,7 @@ HOSTILE = {
     "folder": ("a.png", lambda path: path.mkdir(), "is a folder"),
     "image bomb png": ("a.png", bytes_as(png(60_000, 60_000, bytes(10_000_000))), "at most 200000000 are read"),
     "image bomb jpeg": ("a.jpg", bytes_as(jpeg_of_size(65_500, 65_500)), "at most 200000000 are read"),
-    "large claim within the cap": ("a.png", bytes_as(png(14_000, 14_000, b"")), "cannot be decoded"),
+    "large claim within the cap": ("a.png", bytes_as(png(14_000, 14_000, b"")), "bytes of its pixels are missing"),
     "huge file of a small image": ("a.png", sparse(PNG, 6 << 30), "far more than 50x40 pixels take"),
     "huge file of a small jpeg": ("a.jpg", sparse(JPEG, 6 << 30), "far more than 50x40 pixels take"),
     "huge file of nothing": ("a.webp", sparse(b"RIFF\xff\xff\xff\x0fWEBP", 1 << 30), "does not begin with its header"),
@@ -188,7 +189,7 @@ def test_the_list_is_long_enough():
 
 
 @pytest.mark.parametrize(
-    "kind", ["truncated png", "truncated bmp", "jpeg called png", "cmyk", "pages", "folder", "empty"]
+    "kind", ["truncated png", "truncated bmp", "gif called png", "cmyk", "pages", "folder", "empty"]
 )
 def test_the_header_alone_tells(tmp_path, kind):
     with pytest.raises(ImageError, match=re.escape(HOSTILE[kind][2])):
@@ -249,10 +250,8 @@ def test_a_run_over_all_of_them_goes_on_in_little_memory_and_says_nothing_else(t
     told = json.loads(ran.stdout)
     assert all(told["said"][:-1])
     assert told["said"][-1] is None
-    # The claim within the cap is allocated before its pixels turn out to be missing: 14000 x 14000 x 3 bytes.
-    assert told["peak_mib"] < 880
-    # libpng alone cannot be kept from telling the terminal that compressed pixels run out.
-    assert set(ran.stderr.splitlines()) <= {"libpng error: Not enough image data"}
+    assert told["peak_mib"] < 300
+    assert not ran.stderr
 
 
 def test_decoding_ahead_gives_the_errors_as_values(tmp_path):
