@@ -47,7 +47,7 @@ def find(path: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]
         if not root.is_dir():
             return [root]
         if recursive:
-            return [file for file in _walk(root) if is_image_name(file) and not _is_hidden(file.parent, root)]
+            return [file for file in _walk(root) if is_image_name(file) and not file.is_dir()]
         entries = sorted(root.iterdir())
     except (OSError, ValueError) as error:
         raise ImageError(f"{shown(root)} cannot be listed: {getattr(error, 'strerror', None) or error}") from error
@@ -69,24 +69,27 @@ def passed_over(
     kinds: Counter[str] = Counter()
     folders: Counter[Path] = Counter()
     known, with_known, images = set(looked_at), {path.parent for path in looked_at}, False
-    for number, file in enumerate(_walk(root)):
+    for number, path in enumerate(_walk(root)):
         if number == _MOST_LISTED:
             kinds["others, uncounted"] += 1
             images = True
             break
-        if file in known or file.name in _LITTER or file.name.startswith("._"):
+        inside = {folder.name for folder in path.relative_to(root).parents}
+        if path in known or path.name in _LITTER or path.name.startswith("._"):
             continue
-        if is_image_name(file) or file.is_dir():  # of folders come only those behind links
-            inside = {part.name for part in file.relative_to(root).parents}
-            if not inside.intersection(skip) and (mixed or file.parent not in with_known):
-                folders[file if file.is_dir() else file.parent] += len(find(file)) if file.is_dir() else 1
-        else:
-            kind, is_image = _kind(file)
+        if path.is_dir():
+            folders[path] = len(_found(path))
+            images |= bool(folders[path]) and not path.name.startswith(".")
+        elif not is_image_name(path):
+            kind, is_image = _kind(path)
             kinds[kind] += 1
             images |= is_image
+        elif not inside.intersection(skip) and (mixed or path.parent not in with_known):
+            folders[path.parent] += 1
+            images = True
     there = Counter({folder: count for folder, count in folders.items() if count})
     lines = (*([_in_words(kinds)] if kinds else []), *_in_folders(there, root, advice))
-    return PassedOver(lines, images or bool(there))
+    return PassedOver(lines, images)
 
 
 def misnamed(paths: Iterable[Path]) -> str:
@@ -109,15 +112,18 @@ def misnamed(paths: Iterable[Path]) -> str:
 
 
 def _walk(root: Path) -> Iterator[Path]:
-    """Every file below a folder, sorted, and links to folders, which are not followed."""
+    """Every file below a folder, sorted; and links to folders and hidden ones themselves, which nothing looks into."""
     for folder, inner, files in os.walk(root):
-        inner.sort()
-        links = [name for name in inner if Path(folder, name).is_symlink()]
-        yield from (Path(folder, name) for name in sorted([*files, *links]))
+        left = sorted(name for name in inner if name.startswith(".") or Path(folder, name).is_symlink())
+        inner[:] = sorted(set(inner).difference(left))
+        yield from (Path(folder, name) for name in sorted([*files, *left]))
 
 
-def _is_hidden(folder: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in folder.relative_to(root).parts)
+def _found(folder: Path) -> list[Path]:
+    try:
+        return find(folder)
+    except ImageError:  # not ours to read
+        return []
 
 
 def _kind(file: Path) -> tuple[str, bool]:

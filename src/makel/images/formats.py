@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WebP", "PNM", "JPEG 2000")
@@ -59,7 +60,7 @@ _SIGNATURES = (
     (0, b"MZ", "a program"),
     (4, b"ftyp", "HEIC, AVIF or video"),
 )
-_PRINTABLE = bytes(range(32, 127)) + b"\t\n\r"
+_SPACES = dict.fromkeys(map(ord, "\t\n\r\ufeff"), " ")
 
 
 def format_of(start: bytes) -> str:
@@ -67,7 +68,15 @@ def format_of(start: bytes) -> str:
     for offset, signature, name in _SIGNATURES:
         if start.startswith(signature, offset):
             return name
-    return "" if start.translate(None, _PRINTABLE) else "text"
+    return "text" if _is_text(start) else ""
+
+
+def _is_text(start: bytes) -> bool:
+    try:
+        # The last letter may be cut in two.
+        return codecs.getincrementaldecoder("utf-8")().decode(start).translate(_SPACES).isprintable()
+    except UnicodeDecodeError:
+        return False
 
 
 def named_format(path: Path) -> str:

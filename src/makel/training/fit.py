@@ -24,7 +24,7 @@ from safetensors.torch import save
 
 from makel.calibration import calibrate as fit_calibration
 from makel.calibration import images_needed
-from makel.datasets import Dataset, digest, folds, hashes, load, split
+from makel.datasets import Dataset, digest, folds, hashes, load, overlooked, split
 from makel.errors import DatasetError, ImageError, UsageError
 from makel.evaluation.held_out import HeldOut, scan_image, score_held_out
 from makel.evaluation.report import find_doubtful, write_fit_report
@@ -378,7 +378,8 @@ def fit(
         )
         manifest = model_folder.write(target, stage, draft)
         shutil.rmtree(work)
-    return FitSummary(target, manifest, unreadable, tiles.n_available if tiles else 0)
+    notes = () if isinstance(data, Dataset) else overlooked(dataset)
+    return FitSummary(target, manifest, unreadable, tiles.n_available if tiles else 0, notes)
 
 
 def choose_device(name: str) -> torch.device:
