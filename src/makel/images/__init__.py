@@ -10,7 +10,7 @@ preparation                  pixels → what a model takes
 """
 
 from makel.images.containers import Header
-from makel.images.folders import PassedOver, find, misnamed, passed_over
+from makel.images.folders import PassedOver, find, in_words, kind_of, misnamed, passed_over
 from makel.images.formats import SUFFIXES, ending, is_image_name
 from makel.images.preparation import Preparation, prepare
 from makel.images.reading import MAX_PIXELS, decode, decode_all, file_size, read, read_header, shown, work_ahead
@@ -30,7 +30,9 @@ __all__ = [
     "ending",
     "file_size",
     "find",
+    "in_words",
     "is_image_name",
+    "kind_of",
     "misnamed",
     "open_rows",
     "passed_over",

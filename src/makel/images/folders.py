@@ -81,14 +81,14 @@ def passed_over(
             folders[path] = len(_found(path))
             images |= bool(folders[path]) and not path.name.startswith(".")
         elif not is_image_name(path):
-            kind, is_image = _kind(path)
+            kind, is_image = kind_of(path)
             kinds[kind] += 1
             images |= is_image
         elif not inside.intersection(skip) and (mixed or path.parent not in with_known):
             folders[path.parent] += 1
             images = True
     there = Counter({folder: count for folder, count in folders.items() if count})
-    lines = (*([_in_words(kinds)] if kinds else []), *_in_folders(there, root, advice))
+    lines = (*filter(None, [in_words(kinds)]), *_in_folders(there, root, advice))
     return PassedOver(lines, images)
 
 
@@ -126,7 +126,7 @@ def _found(folder: Path) -> list[Path]:
         return []
 
 
-def _kind(file: Path) -> tuple[str, bool]:
+def kind_of(file: Path) -> tuple[str, bool]:
     """What to call a file that was passed over, and whether it may be an image."""
     start = _start(file)
     held = format_of(start)
@@ -145,7 +145,10 @@ def _start(file: Path) -> bytes:
         return b"\0"
 
 
-def _in_words(kinds: Counter[str]) -> str:
+def in_words(kinds: Counter[str]) -> str:
+    """One line about files that were not looked at, by their kinds; "" where there are none."""
+    if not kinds:
+        return ""
     listed = kinds.most_common(_MOST_KINDS)
     rest = kinds.total() - sum(count for _, count in listed)
     each = ", ".join([*(f"{count} {kind}" for kind, count in listed), *([f"{rest} others"] if rest else [])])
