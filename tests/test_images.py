@@ -434,6 +434,24 @@ def test_shrinking_averages_areas():
     np.testing.assert_allclose(prepare(checkers, Preparation(128, 128, "grey")), 0.5, atol=0.01)
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("factors", [(3, 3), (5, 3), (3, 1), (6, 9), (2.5, 1.5)])
+def test_shrinking_by_any_factor_averages_areas(dtype, factors):
+    """Sums over the area of each new pixel, parts of pixels in part: what interpolation between four pixels is not."""
+    high, wide = (round(2 * 3 * factor) for factor in factors)
+    image = RNG.integers(0, 256, (high, wide)).astype(dtype) / (255 if dtype == np.float32 else 1)
+
+    def shares(length, parts):
+        edges = np.linspace(0, length, parts + 1)
+        inner = np.minimum(edges[1:, None], np.arange(1, length + 1)) - np.maximum(edges[:-1, None], np.arange(length))
+        return np.clip(inner, 0, None) / (length / parts)
+
+    expected = shares(high, 6) @ image.astype(float) @ shares(wide, 6).T
+    scale = {np.uint8: 255, np.uint16: 1023, np.float32: 1}[dtype]
+    prepared = prepare(image.astype(dtype), Preparation(6, 6, "grey", 1023 if dtype == np.uint16 else None))[0]
+    np.testing.assert_allclose(prepared * scale, expected, atol=0.51 if dtype != np.float32 else 1e-5)
+
+
 def test_height_and_width_of_the_input_are_not_swapped():
     image = np.arange(48, dtype=np.uint8).reshape(4, 12)
     prepared = prepare(image, Preparation(2, 3, "grey"))
