@@ -51,7 +51,7 @@ from makel.model.zones import Zones
 from makel.training import backbones, latency
 from makel.training.augment import COPIES
 from makel.training.detector import Detector, DetectorConfig, as_shape
-from makel.training.export import check_parity, export_onnx, torch_scores
+from makel.training.export import check_parity, export_onnx, nudged, torch_scores
 from makel.training.features import Extraction, Progress, extract, extract_shared
 from makel.training.loop import Checkpoint, train
 from makel.training.shape import image_sizes, input_shape
@@ -317,8 +317,14 @@ def fit(
             calibrated_zones = given_zones and given_zones.calibrated(calibration, own)
         with watch.stage("gate", progress):
             images, names = _parity_images(held_out, preparation, tiling)
-            trained = torch_scores(detector, images)
-            parity = check_parity(images, names, trained, session, calibration.image_threshold)
+            parity = check_parity(
+                images,
+                names,
+                torch_scores(detector, images),
+                session,
+                calibration.image_threshold,
+                of_nudged=torch_scores(detector, nudged(images)),
+            )
             quantised = golden.quantise(images[:N_GOLDEN])
             golden.write(stage, quantised, session.run(golden.restore(quantised)))
         used = fitted | set(held_out.paths)
