@@ -497,7 +497,7 @@ class TestFit:
         def fit(data, out, **settings):
             asked.update(settings, data=data, out=out)
             settings["progress"]("training", 1, 2)
-            return SimpleNamespace(lines=lambda: ["one", "two"], to_json=lambda: {"n_fit": 3})
+            return SimpleNamespace(lines=lambda: ["one", "two"], to_json=lambda: {"n_fit": 3}, notes=())
 
         monkeypatch.setattr("makel.training.fit.fit", fit)
         assert makel_says("fit", "data", "--out", tmp_path / "m") == (0, "one\ntwo\n", "")
