@@ -216,6 +216,7 @@ HOSTILE = {
     "jpeg 2000 of many layers": ("a.j2k", bytes_as(codestream(6, b"\xff\xff")), "more than 100 layers"),
     "jpeg 2000 of tiny blocks": ("a.j2k", bytes_as(codestream(10, b"\0\0")), "parts too tiny"),
     "jpeg 2000 of tiny tiles": ("a.j2k", bytes_as(codestream(-22, struct.pack(">II", 1, 1))), "2000 tiles"),
+    "jpeg 2000 of a short size": ("a.j2k", bytes_as(codestream(-2, b"\0\x08")), "is damaged in its header"),
     "truncated jpeg 2000": ("a.jp2", bytes_as(JP2[: len(JP2) // 2]), "is cut short"),
     "jpeg 2000 cut with an end marker": ("a.jp2", bytes_as(JP2[: len(JP2) // 2] + b"\xff\xd9"), "a.jp2 "),
     "cmyk": ("a.jpg", lambda path: Image.fromarray(PIXELS).convert("CMYK").save(path), "is CMYK"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -228,7 +229,10 @@ def _named(name: str | os.PathLike[str]) -> Iterator[None]:
 def _header(stream: BinaryIO, size: int, name: str) -> Header:
     """What a file of a known format says of itself; the stream stands at its start afterwards."""
     stream.seek(0)
-    header = _HEADER_READERS[name](stream, size)
+    try:
+        header = _HEADER_READERS[name](stream, size)
+    except (struct.error, LookupError) as error:  # a part of it is shorter than its kind is
+        raise Malformed(f"is damaged in its header: {error}; copy it again") from error
     if not (header.width_px > 0 and header.height_px > 0):
         raise Malformed(f"has no pixels: {header.width_px}x{header.height_px}")
     containers.check_plausible(header.width_px, header.height_px, size)
