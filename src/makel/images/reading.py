@@ -231,7 +231,7 @@ def _header(stream: BinaryIO, size: int, name: str) -> Header:
     stream.seek(0)
     try:
         header = _HEADER_READERS[name](stream, size)
-    except (struct.error, LookupError) as error:  # a part of it is shorter than its kind is
+    except (struct.error, LookupError, ValueError) as error:  # a part of it is shorter than its kind is
         raise Malformed(f"is damaged in its header: {error}; copy it again") from error
     if not (header.width_px > 0 and header.height_px > 0):
         raise Malformed(f"has no pixels: {header.width_px}x{header.height_px}")
