@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -220,6 +221,112 @@ class TestInspect:
         assert mask[18, 30] == 255
         assert not cv2.imread(str(tmp_path / "pictures" / "good_mask.png"), cv2.IMREAD_UNCHANGED).any()
 
+    def test_what_is_not_looked_at_is_named_and_no_pass(self, makel_says, model, parts):
+        (parts / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+        (parts / "b.GIF").write_bytes(b"GIF89a")
+        (parts / "c.gif").write_bytes(b"GIF89a")
+        (parts / "d").write_bytes((parts / "spot.png").read_bytes())
+        (parts / ".hidden.png").write_bytes((parts / "spot.png").read_bytes())
+        for litter in ("._a.png", "Thumbs.db", ".DS_Store"):
+            (parts / litter).write_bytes(b"\0\1")
+        (parts / "spot.png").unlink()
+        code, out, err = makel_says("inspect", model, parts)
+        said = "makel: 5 files not looked at: 2 .gif, 1 hidden .png, 1 .heic, 1 without an ending (PNG)\n"
+        assert (code, out.count("\n"), err) == (0, 1, said)
+        code, out, err = makel_says("inspect", model, parts, "--fail-on-reject", "--json")
+        assert (code, out.count("\n")) == (3, 1)
+        assert err == said + "makel: not everything was inspected: --fail-on-reject ends with 3\n"
+
+    def test_text_beside_images_is_named_and_may_lie_there(self, makel_says, model, parts):
+        (parts / "notes.txt").write_text("Grüße\n", encoding="utf-8")
+        (parts / "empty.tmp").touch()
+        (parts / "spot.png").unlink()
+        code, _, err = makel_says("inspect", model, parts, "--fail-on-reject")
+        assert (code, err) == (0, "makel: 2 files not looked at: 1 .tmp, 1 .txt\n")
+
+    def test_folders_in_a_folder_are_named_and_looked_into_where_asked(self, makel_says, model, parts):
+        for folder, names in {"cam2": "ab", "cam2/day/deep": "c", ".thumbnails": "d", "empty": ""}.items():
+            (parts / folder).mkdir(parents=True)
+            for name in names:
+                (parts / folder / f"{name}.png").write_bytes((parts / "spot.png").read_bytes())
+        (parts / "spot.png").unlink()
+        code, out, err = makel_says("inspect", model, parts, "--fail-on-reject")
+        assert (code, out.count("\n")) == (3, 1)
+        assert "makel: cam2/ holds 2 images not looked at: give that folder, too, or --recursive\n" in err
+        assert "makel: cam2/day/deep/ holds 1 image not looked at" in err
+        assert "makel: .thumbnails/ holds 1 image not looked at" in err
+        code, out, err = makel_says("inspect", model, parts, "--recursive", "--fail-on-reject")
+        assert (code, [line[:6] for line in out.splitlines()]) == (1, ["pass  ", "reject", "reject", "reject"])
+        assert err == "makel: .thumbnails/ holds 1 image not looked at: give that folder, too\n"
+        code, _, err = makel_says("inspect", model, parts, parts / "cam2", parts / "cam2/day/deep")
+        assert (code, "cam2" in err) == (0, False)
+
+    @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+    def test_a_link_to_a_folder_is_named(self, makel_says, model, parts, tmp_path):
+        (tmp_path / "other").mkdir()
+        (parts / "spot.png").rename(tmp_path / "other" / "spot.png")
+        (parts / "linked").symlink_to(tmp_path / "other")
+        (parts / "loop").symlink_to(parts)
+        code, out, err = makel_says("inspect", model, parts, "--recursive", "--fail-on-reject")
+        assert (code, out.count("\n")) == (3, 1)
+        assert "makel: linked/ holds 1 image not looked at" in err
+
+    def test_names_that_disagree_with_the_files_are_said_once(self, makel_says, model, parts):
+        (parts / "good.png").rename(parts / "good.bmp")
+        code, out, err = makel_says("inspect", model, parts, parts / "spot.png")
+        assert (code, out.count("\n")) == (0, 3)
+        assert err == (
+            "makel: 1 of 3 names disagree with what the files hold, which decides: 1 .bmp hold PNG (first: "
+            f"{parts / 'good.bmp'})\n"
+        )
+
+    @pytest.mark.skipif(os.name == "nt", reason="names as long as on a camera's own Linux")
+    @pytest.mark.parametrize("letter", ["a", "ü", "\U0001f34e"])
+    def test_pictures_of_names_as_long_as_a_disk_takes(self, makel_says, model, parts, tmp_path, letter):
+        names = [letter * (246 // len(letter.encode())) + f"{last}.png" for last in "12"]
+        for name in names:
+            shutil.copy(parts / "spot.png", parts / name)
+        code, out, err = makel_says("inspect", model, parts, "--out", tmp_path / "pictures")
+        assert (code, out.count("\n"), err) == (0, 4, "")
+        written = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+        assert len(written) == 8
+        assert sum(name.startswith(letter * 40) and name.endswith("_overlay.png") for name in written) == 2
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="a device that is always full is Linux's")
+    def test_pictures_that_cannot_be_written_change_no_verdict_and_the_exit_code(
+        self, makel_says, model, parts, tmp_path
+    ):
+        out = tmp_path / "p"
+        (out / "good_overlay.png").mkdir(parents=True)
+        (out / "spot_mask.png").symlink_to("/dev/full")
+        code, said, err = makel_says("inspect", model, parts, "--out", out)
+        assert (code, [line[:6] for line in said.splitlines()]) == (70, ["pass  ", "reject"])
+        assert err.splitlines() == [
+            f"makel: the pictures of {parts / 'good.png'} cannot be written to {out}/good_overlay.png: Is a directory",
+            f"makel: the pictures of {parts / 'spot.png'} cannot be written to {out}/spot_overlay.png: "
+            "No space left on device",
+            "makel: the pictures of 2 of 2 images could not be written",
+        ]
+        assert sorted(path.name for path in out.iterdir()) == ["good_overlay.png"]  # no picture without its mask
+
+    @pytest.mark.parametrize("where", ["", "found", "found/deeper", "../parts", "linked"])
+    @pytest.mark.parametrize("given", ["folder", "file"])
+    def test_pictures_do_not_go_among_the_images(self, makel_says, model, parts, where, given):
+        if where == "linked" and os.name == "nt":
+            pytest.skip("links need a privilege on Windows")
+        if where == "linked":
+            (parts / "linked").symlink_to(parts)
+        inside_a_folder = where.startswith("found") and given == "file"
+        code, out, err = makel_says(
+            "inspect", model, parts if given == "folder" else parts / "good.png", "--out", parts / where
+        )
+        if inside_a_folder:
+            assert code == 0
+            return
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        assert "its pictures would be taken for images: give a folder outside of it" in err
+        assert sorted(path.name for path in parts.iterdir() if not path.is_symlink()) == ["good.png", "spot.png"]
+
     def test_an_unknown_provider(self, makel_says, model, parts):
         code, out, err = makel_says("inspect", model, parts, "--provider", "abacus")
         assert (code, out, err.count("\n")) == (2, "", 1)
@@ -390,7 +497,7 @@ class TestFit:
         def fit(data, out, **settings):
             asked.update(settings, data=data, out=out)
             settings["progress"]("training", 1, 2)
-            return SimpleNamespace(lines=lambda: ["one", "two"], to_json=lambda: {"n_fit": 3})
+            return SimpleNamespace(lines=lambda: ["one", "two"], to_json=lambda: {"n_fit": 3}, notes=())
 
         monkeypatch.setattr("makel.training.fit.fit", fit)
         assert makel_says("fit", "data", "--out", tmp_path / "m") == (0, "one\ntwo\n", "")

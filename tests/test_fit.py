@@ -22,11 +22,12 @@ import makel
 from makel.datasets import load, split
 from makel.errors import DatasetError, ParityError, TrainingError, UsageError
 from makel.model.session import Session
-from makel.training.export import check_parity, torch_scores
+from makel.training.export import RELATIVE_TOLERANCE, check_parity, nudged, torch_scores
 from makel.training.features import FeatureCache, extract
 from makel.training.fit import build_detector, choose_device, fit
 from makel.training.loop import Checkpoint, train
 from makel.training.summary import FitSummary
+from makel.types import Scores
 
 SETTINGS = {"size": 64, "epochs": 2}
 
@@ -196,6 +197,31 @@ class TestGate:
         session = Session((fitted.path / "model.onnx").read_bytes(), threads=1)
         parity = check_parity(images, names, scores, session, fitted.manifest.calibration.image_threshold)
         assert parity.worst_score_difference < parity.score_tolerance / 10
+
+    def test_rounding_does_not_widen_the_tolerance_of_an_ordinary_product(self, fitted):
+        scores, parity = fitted.manifest.calibration.image_scores, fitted.manifest.parity
+        assert parity.score_tolerance == pytest.approx(RELATIVE_TOLERANCE * max(scores), rel=1e-3)
+
+    def test_what_a_millionth_of_full_scale_does_is_no_difference(self, trained):
+        images, names, scores = trained
+        rounding = Scores(scores.image + np.float32(0.5), scores.anomaly_map + np.float32(0.25))
+
+        class Off:
+            def __init__(self, off):
+                self.off = off
+
+            def run(self, batch):
+                of = [index for index, image in enumerate(images) for each in batch if np.array_equal(each, image)]
+                return Scores(scores.image[of] + np.float32(self.off), scores.anomaly_map[of])
+
+        parity = check_parity(images, names, scores, Off(1.9), 1e9, of_nudged=rounding)
+        assert (parity.score_tolerance, parity.map_tolerance) == pytest.approx((2, 1), rel=1e-3)
+        with pytest.raises(ParityError, match="nothing was written"):
+            check_parity(images, names, scores, Off(2.1), 1e9, of_nudged=rounding)
+        moved = nudged(images)
+        assert moved.dtype == np.float32
+        assert 0 <= moved.min() <= moved.max() <= 1
+        assert 0 < np.abs(moved - images).max() <= 2.0**-19
 
     @pytest.mark.parametrize("kind", ["bias", "resize", "weight"])
     def test_a_tampered_graph_fails(self, fitted, trained, kind):

@@ -3,6 +3,7 @@ import itertools
 import struct
 import threading
 import time
+import zlib
 
 import cv2
 import numpy as np
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 from makel.errors import ImageError
 from makel.images import SUFFIXES, Preparation, decode, decode_all, find, prepare, read, read_header
 from makel.types import in_px
+from tiff_file import STRIP_ROWS, tiff_file
 
 HEIGHT, WIDTH = 29, 37  # primes, so that swapped axes cannot cancel
 RNG = np.random.default_rng(0)
@@ -45,6 +47,25 @@ def palette(pixels, colours):
     indexed.putdata(list(image.getdata()) if not hasattr(image, "get_flattened_data") else image.get_flattened_data())
     indexed.putpalette(colours)
     return indexed
+
+
+def packbits(pixels):
+    """Runs, and bytes as they are, with empty codes between."""
+    runs = [bytes([257 - 2, row[0]]) + b"\x80" + bytes([len(row) - 3]) + row[2:] for row in pixels]
+    return b"".join(runs)
+
+
+DOUBLED = np.concatenate([GREY[:, :1], GREY], axis=1)
+"""Rows that begin with a run of two."""
+
+
+def pnm(kind, pixels, highest):
+    return f"P{kind}\n# by a camera\n{WIDTH} {HEIGHT}\n{highest}\n".encode() + pixels.tobytes()
+
+
+def words(kind, pixels):
+    lines = "\n".join(" ".join(map(str, row.ravel())) for row in pixels)
+    return f"P{kind} {WIDTH} {HEIGHT} 255\n{lines}\n".encode()
 
 
 COLOURS = [value for level in range(256) for value in (level, 255 - level, level // 2)]
@@ -97,6 +118,54 @@ LOSSLESS = {
     ),
     "tiff tiles": ("a.tif", lambda p: tifffile.imwrite(p, RGB, photometric="rgb", tile=(16, 16)), RGB),
     "tiff big": ("a.tif", lambda p: tifffile.imwrite(p, RGB, photometric="rgb", bigtiff=True), RGB),
+    "tiff palette lzw": ("a.tif", lambda p: palette(GREY, COLOURS).save(p, compression="tiff_lzw"), COLOURED),
+    "tiff packbits": (
+        "a.tif",
+        lambda p: p.write_bytes(
+            tiff_file(
+                WIDTH + 1,
+                HEIGHT,
+                [packbits(map(bytes, DOUBLED[at : at + 10])) for at in (0, 10, 20)],
+                32773,
+                tags={STRIP_ROWS: 10},
+            )
+        ),
+        DOUBLED,
+    ),
+    "tiff rgb deflate predictor": (
+        "a.tif",
+        lambda p: tifffile.imwrite(p, RGB16, photometric="rgb", compression="zlib", rowsperstrip=5, byteorder=">"),
+        RGB16,
+    ),
+    "tiff tiles deflate": (
+        "a.tif",
+        lambda p: tifffile.imwrite(p, RGB, photometric="rgb", tile=(16, 16), compression="zlib"),
+        RGB,
+    ),
+    "tiff planes strips": (
+        "a.tif",
+        lambda p: tifffile.imwrite(
+            p, RGB16.transpose(2, 0, 1), photometric="rgb", planarconfig="separate", rowsperstrip=4, compression="zlib"
+        ),
+        RGB16,
+    ),
+    "dib": ("a.dib", lambda p: save(p, RGB, format="BMP"), RGB),
+    "ppm": ("a.ppm", lambda p: save(p, RGB), RGB),
+    "pgm": ("a.pgm", lambda p: save(p, GREY), GREY),
+    "pgm 16": ("a.pgm", lambda p: save16(p, GREY16), GREY16),
+    "pgm 12": (
+        "a.pgm",
+        lambda p: p.write_bytes(pnm(5, (GREY.astype(np.uint16) * 16).astype(">u2"), 4095)),
+        GREY.astype(np.uint16) * 16,
+    ),
+    "pgm of few levels": ("a.pgm", lambda p: p.write_bytes(pnm(5, GREY // 128, 1)), GREY // 128 * 255),
+    "ppm in words": ("a.ppm", lambda p: p.write_bytes(words(3, RGB)), RGB),
+    "pgm in words": ("a.pnm", lambda p: p.write_bytes(words(2, GREY)), GREY),
+    "jp2 rgb": ("a.jp2", lambda p: save(p, RGB), RGB),
+    "jp2 grey": ("a.jp2", lambda p: save(p, GREY), GREY),
+    "jp2 grey 16": ("a.jp2", lambda p: save(p, GREY16), GREY16),
+    "jp2 rgba tiles": ("a.jp2", lambda p: save(p, np.dstack([RGB, ALPHA]), tile_size=(16, 16)), RGB),
+    "jpeg 2000 codestream": ("a.j2k", lambda p: save(p, RGB, no_jp2=True), RGB),
     "tiff strips": ("a.tif", lambda p: tifffile.imwrite(p, GREY, rowsperstrip=3), GREY),
 }
 
@@ -171,14 +240,99 @@ def test_bytes_give_the_pixels_of_their_file(tmp_path, name):
     ("data", "said"),
     [
         (b"", "part 7 is empty, 0 bytes: send it again"),
-        (b"GIF89a", "part 7 is GIF: convert it to JPEG, PNG, BMP, TIFF, WebP"),
-        (b"\0\1", "part 7 is no image known here; JPEG, PNG, BMP, TIFF, WebP are read: send it again"),
+        (b"GIF89a", "part 7 is GIF: convert it to JPEG, PNG, BMP, TIFF, WebP, PNM, JPEG 2000"),
+        (b"\0\1", "part 7 is no image known here; JPEG, PNG, BMP, TIFF, WebP, PNM, JPEG 2000 are read: send it again"),
     ],
 )
 def test_bytes_that_are_no_image_are_refused_by_the_name_given(data, said):
     with pytest.raises(ImageError) as caught:
         decode(data, name="part 7")
     assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.webp", "a.jp2", "a.ppm", "a.jfif", "a.dat", "a"])
+@pytest.mark.parametrize("held", ["JPEG", "PNG", "BMP", "TIFF", "WEBP", "JPEG2000", "PPM"])
+def test_the_content_decides_what_a_file_is(tmp_path, name, held):
+    options = {"lossless": True} if held == "WEBP" else {"quality": 95, "subsampling": 0} if held == "JPEG" else {}
+    path = save(tmp_path / name, RGB, format=held, **options)
+    assert np.abs(read(path).astype(int) - RGB).max() <= (12 if held == "JPEG" else 0)
+    if path.suffix in SUFFIXES:
+        ((_, image),) = decode_all(find(tmp_path))
+        np.testing.assert_array_equal(image, read(path))
+
+
+CUT_SHORT = {
+    # options of the encoder: those that make the file end in other ways
+    "baseline": {},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 2},
+    "full colour": {"subsampling": 0},
+}
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("kind", CUT_SHORT)
+def test_a_cut_jpeg_with_an_end_marker_is_cut_short(tmp_path, capfd, kind, mode):
+    large = np.tile(RGB, (4, 4, 1))
+    data = save(tmp_path / "a.jpg", large, mode, **CUT_SHORT[kind]).read_bytes()
+    assert decode(data).shape[:2] == large.shape[:2]
+    first = data.index(b"\xff\xda") + 14
+    for kept in [*range(first, len(data) - 3, len(data) // 15), len(data) - 3]:
+        with pytest.raises(ImageError, match=r"is cut short|is damaged"):
+            decode(data[:kept] + b"\xff\xd9")
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", CUT_SHORT)
+def test_a_whole_jpeg_that_a_decoder_grumbles_about_is_read(tmp_path, kind):
+    data = save(tmp_path / "a.jpg", RGB, **CUT_SHORT[kind]).read_bytes()
+    expected = decode(data)
+    adobe = b"\xff\xee\0\x0eAdobe\0d\0\0\0\0\x07"  # a colour transform nobody knows: taken as the usual one
+    padded = data if kind == "restarts" else data[:-2] + bytes(4) + data[-2:]
+    for odd in (padded, data[:2] + adobe + data[2:], data[:11] + b"\x09" + data[12:]):
+        np.testing.assert_array_equal(decode(odd), expected)
+
+
+def test_jpegs_are_what_opencv_gives(tmp_path):
+    for mode, flag in (("L", cv2.IMREAD_GRAYSCALE), ("RGB", cv2.IMREAD_COLOR_RGB)):
+        data = save(tmp_path / "a.jpg", RGB, mode).read_bytes()
+        np.testing.assert_array_equal(decode(data), cv2.imdecode(np.frombuffer(data, np.uint8), flag))
+
+
+@pytest.mark.parametrize("kind", [0, 2, 3, 4, 6])
+def test_interlaced_png(tmp_path, kind):
+    whole = {0: GREY, 2: RGB, 3: COLOURED, 4: GREY, 6: RGB}[kind]
+    for height, width in ((HEIGHT, WIDTH), (1, 1), (3, 2), (9, 5)):
+        pixels = {0: GREY, 2: RGB, 3: GREY, 4: np.dstack([GREY, ALPHA]), 6: np.dstack([RGB, ALPHA])}[kind]
+        (tmp_path / "a.png").write_bytes(interlaced(kind, pixels[:height, :width]))
+        np.testing.assert_array_equal(read(tmp_path / "a.png"), whole[:height, :width])
+
+
+def interlaced(kind, pixels):
+    """A PNG in the seven passes of Adam7, without filters."""
+    raw = b""
+    for left, top, across, down in (
+        (0, 0, 8, 8),
+        (4, 0, 8, 8),
+        (0, 4, 4, 8),
+        (2, 0, 4, 4),
+        (0, 2, 2, 4),
+        (1, 0, 2, 2),
+        (0, 1, 1, 2),
+    ):
+        part = pixels[top::down, left::across]
+        if part.shape[0] and part.shape[1]:
+            raw += b"".join(b"\0" + row.tobytes() for row in part)
+    header = struct.pack(">IIBBBBB", pixels.shape[1], pixels.shape[0], 8, kind, 0, 0, 1)
+    chunks = [
+        (b"IHDR", header),
+        *([(b"PLTE", bytes(COLOURS))] if kind == 3 else []),
+        (b"IDAT", zlib.compress(raw)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
+    )
 
 
 def test_the_pixel_cap_holds_for_bytes(tmp_path):
@@ -278,6 +432,24 @@ def test_shrinking_averages_areas():
     np.testing.assert_allclose(prepared, np.float32(54 / 255))
     checkers = (np.indices((512, 512)).sum(axis=0) % 2 * 255).astype(np.uint8)
     np.testing.assert_allclose(prepare(checkers, Preparation(128, 128, "grey")), 0.5, atol=0.01)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+@pytest.mark.parametrize("factors", [(3, 3), (5, 3), (3, 1), (6, 9), (2.5, 1.5)])
+def test_shrinking_by_any_factor_averages_areas(dtype, factors):
+    """Sums over the area of each new pixel, parts of pixels in part: what interpolation between four pixels is not."""
+    high, wide = (round(2 * 3 * factor) for factor in factors)
+    image = RNG.integers(0, 256, (high, wide)).astype(dtype) / (255 if dtype == np.float32 else 1)
+
+    def shares(length, parts):
+        edges = np.linspace(0, length, parts + 1)
+        inner = np.minimum(edges[1:, None], np.arange(1, length + 1)) - np.maximum(edges[:-1, None], np.arange(length))
+        return np.clip(inner, 0, None) / (length / parts)
+
+    expected = shares(high, 6) @ image.astype(float) @ shares(wide, 6).T
+    scale = {np.uint8: 255, np.uint16: 1023, np.float32: 1}[dtype]
+    prepared = prepare(image.astype(dtype), Preparation(6, 6, "grey", 1023 if dtype == np.uint16 else None))[0]
+    np.testing.assert_allclose(prepared * scale, expected, atol=0.51 if dtype != np.float32 else 1e-5)
 
 
 def test_height_and_width_of_the_input_are_not_swapped():

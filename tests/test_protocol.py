@@ -42,6 +42,7 @@ KEYS = {
     "per_kind",
     "latency_ms",
     "failures",
+    "notes",
 }
 METRICS = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_30", "aupro_05")
 KIND_KEYS = {

@@ -288,3 +288,19 @@ def test_folders_that_cannot_be_used_are_refused(folder, tmp_path):
     if Path("/dev/shm").is_dir() and Path("/dev/shm").stat().st_dev != folder.stat().st_dev:
         with pytest.raises(UsageError, match="can be moved whole only within one drive"):
             Inbox(folder, done=Path("/dev/shm") / f"makel-{os.getpid()}")
+
+
+def test_what_is_not_looked_at_is_counted_once_it_stays(folder, watch, decided, monkeypatch, tmp_path):
+    monkeypatch.setattr("makel.station.inbox.OVERLOOKED_S", 0.2)
+    (folder / "a.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    (folder / "notes.json").write_text("{}")
+    (folder / "folder").mkdir()
+    (tmp_path / "elsewhere.png").write_bytes(b"\x89PNG")
+    (folder / "b.png").symlink_to(tmp_path / "elsewhere.png")
+    watching = watch()
+    assert watching.overlooked == ""
+    until(lambda: watching.overlooked)
+    assert watching.overlooked == "2 files not looked at: 1 .heic, 1 link"
+    (folder / "a.heic").unlink()
+    (folder / "b.png").unlink()
+    until(lambda: not watching.overlooked)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
-from makel.datasets import load, refuse_defects
+from makel.datasets import load, overlooked, refuse_defects
 from makel.errors import DatasetError
 from makel.evaluation.protocol import Evaluation, Progress
 from makel.evaluation.protocol import evaluate as evaluate_samples
@@ -41,7 +42,7 @@ def evaluate(
             f"{data} holds no labelled test images: give a folder with test/good and test/<defect kind> (MVTec AD "
             "layout), or defect folders beside the good one"
         )
-    return evaluate_samples(inspector, dataset.test, progress=progress)
+    return replace(evaluate_samples(inspector, dataset.test, progress=progress), notes=overlooked(dataset))
 
 
 def recalibrate(
@@ -79,7 +80,7 @@ def recalibrate(
     """
     folder, dataset = open_folder(model), load(Path(good_images))
     refuse_defects(dataset.good)
-    return recalibrate_on(
+    done = recalibrate_on(
         folder,
         open_session(folder, threads=threads, provider=provider),
         [sample.image_path for sample in dataset.good],
@@ -89,3 +90,4 @@ def recalibrate(
         join=join,
         progress=progress,
     )
+    return replace(done, notes=overlooked(dataset))

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from makel.cli.progress import Bars
+from makel.cli.progress import Bars, say
 from makel.errors import CODES, ImageError
 
 
@@ -43,8 +43,7 @@ def evaluate(
         print(json.dumps(evaluation.to_json()))
     else:
         print("\n".join([*evaluation.lines(), f"report         {report}"]))
-    for warning in filter(None, (evaluation.unmarked(), evaluation.seen())):
-        print(f"makel: {warning}", file=sys.stderr)
+    say(filter(None, (*evaluation.notes, evaluation.unmarked(), evaluation.seen())))
     if evaluation.failures:
         what = "image or mask" if len(evaluation.failures) == 1 else "images or masks"
         print(f"makel: {len(evaluation.failures)} {what} could not be used", file=sys.stderr)

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from makel.cli.extras import require
-from makel.cli.progress import Bars
+from makel.cli.progress import Bars, say
 from makel.cli.share import share
 from makel.errors import UsageError
 
@@ -108,6 +108,8 @@ def fit(
             progress=bars,
         )
     print(json.dumps(summary.to_json()) if as_json else "\n".join(summary.lines()))
+    if not json_progress:
+        say(summary.notes)
 
 
 def parse_blocks(text: str | None) -> tuple[int, ...] | None:

@@ -10,12 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from makel.cli.progress import count
-from makel.errors import CODES, REJECTED_EXIT_CODE, ImageError, MakelError
+from makel.cli.progress import count, say
+from makel.errors import CODES, REJECTED_EXIT_CODE, ImageError, MakelError, UsageError
 
 if TYPE_CHECKING:
+    from makel.images import PassedOver
     from makel.model.inspector import Inspector
     from makel.types import Verdict
+
+_NOT_ALL = CODES[ImageError][0]
 
 
 def inspect(
@@ -23,57 +26,110 @@ def inspect(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Image files, and folders of them.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for overlays and masks.")] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Look into folders in folders, too.")] = False,
     fail_on_reject: Annotated[
-        bool, typer.Option("--fail-on-reject", help="Exit with 1 if any image is rejected.")
+        bool,
+        typer.Option("--fail-on-reject", help="Exit with 1 if any image is rejected, 3 if any was passed over."),
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads to use at most.")] = None,
     provider: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or openvino.")] = "cpu",
 ) -> None:
     """Judge images: pass or reject, how sure, and where. Exit code 3 if any could not be inspected."""
+    from makel.images import misnamed
     from makel.model.inspector import Inspector
 
+    if out is not None:
+        _refuse_among_images(out, paths)
     inspector = Inspector.load(model, threads=threads, provider=provider)
-    files, failed, rejected = _expand(paths), 0, 0
+    files, left = _expand(paths, recursive=recursive)
+    failed = rejected = unwritten = 0
     # Lines on a terminal show the progress themselves.
-    for path, result in count(_results(inspector, files, out), "inspecting", len(files), quiet=sys.stdout.isatty()):
+    for path, result, problem in count(
+        _results(inspector, files, out), "inspecting", len(files), quiet=sys.stdout.isatty()
+    ):
         failed += isinstance(result, MakelError)
         rejected += not isinstance(result, MakelError) and result.verdict == "reject"
+        unwritten += bool(problem)
         _print(path, result, as_json=as_json)
+        say([problem] if problem else [])
+    say(filter(None, (misnamed(files), *(line for each in left for line in each.lines))))
     if failed:
-        print(f"makel: {failed} of {len(files)} images could not be inspected", file=sys.stderr)
-        raise typer.Exit(CODES[ImageError][0])
+        say([f"{failed} of {len(files)} images could not be inspected"])
+    if unwritten:
+        say([f"the pictures of {unwritten} of {len(files)} images could not be written"])
+    passed_over = fail_on_reject and any(each.images for each in left)
+    if passed_over:
+        say([f"not everything was inspected: --fail-on-reject ends with {_NOT_ALL}"])
+    if failed or passed_over:
+        raise typer.Exit(_NOT_ALL)
     if rejected and fail_on_reject:
         raise typer.Exit(REJECTED_EXIT_CODE)
+    if unwritten:
+        raise typer.Exit(CODES[MakelError][0])
 
 
-def _expand(paths: list[Path]) -> list[Path]:
-    """Folders replaced by the image files in them; one without any stays, and fails as an image that cannot be read."""
-    from makel.images import find
+def _expand(paths: list[Path], *, recursive: bool) -> tuple[list[Path], list[PassedOver]]:
+    """Folders replaced by the image files in them, and what else lies there.
 
-    return [file for path in paths for file in ((find(path) if path.is_dir() else []) or [path])]
+    A folder without any image stays, and fails as an image that cannot be read.
+    """
+    from makel.images import find, passed_over
+
+    found = [find(path, recursive=recursive) if path.is_dir() else [path] for path in paths]
+    # A folder that was given beside the one it lies in has been looked at.
+    known = {file for files in found for file in files}
+    advice = "give that folder, too" if recursive else "give that folder, too, or --recursive"
+    left = [passed_over(path, known, advice=advice) for path in paths if path.is_dir()]
+    return [file for path, files in zip(paths, found, strict=True) for file in files or [path]], left
 
 
-def _results(inspector: Inspector, files: list[Path], out: Path | None) -> Iterator[tuple[Path, Verdict | MakelError]]:
+def _refuse_among_images(out: Path, paths: list[Path]) -> None:
+    """Pictures that lie among the images would be inspected the next time."""
+    target = out.resolve()
+    for path in paths:
+        folder = (path if path.is_dir() else path.parent).resolve()
+        if target == folder or (path.is_dir() and folder in target.parents):
+            raise UsageError(
+                f"--out {out} lies in {path}, and its pictures would be taken for images: give a folder outside of it"
+            )
+
+
+def _results(
+    inspector: Inspector, files: list[Path], out: Path | None
+) -> Iterator[tuple[Path, Verdict | MakelError, str]]:
+    """Each file with its verdict or error, and with what kept its pictures from being written, "" as a rule."""
     if out is None:
-        yield from inspector.inspect_all(files)
+        yield from ((path, result, "") for path, result in inspector.inspect_all(files))
         return
-    from makel.images import read, read_reduced
     from makel.model import overlay
 
     names = overlay.names(files)
     for name, (path, result) in zip(names, inspector.inspect_all(files), strict=True):
-        if not isinstance(result, MakelError):
-            tiled = inspector.manifest.tiling is not None
-            overlay.write(
-                out,
-                name,
-                read_reduced(path, overlay.LONGEST_PX) if tiled else read(path),
-                result,
-                inspector.calibration.pixel_threshold,
-                white_level=inspector.manifest.preprocessing.white_level,
-                rules=inspector.rules,
-            )
-        yield path, result
+        yield path, result, "" if isinstance(result, MakelError) else _write(inspector, path, result, out, name)
+
+
+def _write(inspector: Inspector, path: Path, verdict: Verdict, out: Path, name: str) -> str:
+    """Draw the verdict on an image. Whatever goes wrong with that is said, and changes nothing about the verdict."""
+    from makel.images import read, read_reduced, shown
+    from makel.model import overlay
+
+    tiled = inspector.manifest.tiling is not None
+    try:
+        overlay.write(
+            out,
+            name,
+            read_reduced(path, overlay.LONGEST_PX) if tiled else read(path),
+            verdict,
+            inspector.calibration.pixel_threshold,
+            white_level=inspector.manifest.preprocessing.white_level,
+            rules=inspector.rules,
+        )
+    except ImageError as error:  # the file has changed meanwhile
+        return str(error)
+    except OSError as error:
+        where, why = shown(error.filename or out), error.strerror or error
+        return f"the pictures of {shown(path)} cannot be written to {where}: {why}"
+    return ""
 
 
 def _print(path: Path, result: Verdict | MakelError, *, as_json: bool) -> None:

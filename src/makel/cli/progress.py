@@ -74,6 +74,12 @@ class Bars:
             self._progress = None
 
 
+def say(lines: Iterable[str]) -> None:
+    """Tell a person something, beside the results."""
+    for line in lines:
+        print(f"makel: {line}", file=sys.stderr, flush=True)
+
+
 def count(items: Iterable[Item], stage: str, total: int, *, quiet: bool = False) -> Iterator[Item]:
     """Pass `items` on and draw how many of `total` have gone by."""
     with Bars(quiet=quiet) as bars:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from makel.cli.progress import Bars
+from makel.cli.progress import Bars, say
 from makel.cli.share import share
 
 
@@ -41,3 +41,4 @@ def recalibrate(
             model, data, out, false_reject=false_reject, join=join, threads=threads, provider=provider, progress=bars
         )
     print(json.dumps(done.to_json()) if as_json else "\n".join(done.lines()))
+    say(done.notes)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from makel.cli.extras import require
+from makel.cli.progress import say
 from makel.errors import UsageError
 
 if TYPE_CHECKING:
@@ -86,9 +87,13 @@ def watch(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
         station.listen(lambda recorded: _print(recorded, as_json=as_json))
-        with Connections(station, wiring):
+        with Connections(station, wiring) as connections:
             print(f"makel: watching {folder} with {name} version {version.version}", file=sys.stderr, flush=True)
-            stopped.wait()
+            told: list[str] = []
+            while not stopped.wait(1):
+                found = connections.warnings()
+                say(line for line in found if line not in told)
+                told = found
 
 
 def _print(recorded: Recorded, *, as_json: bool) -> None:

@@ -3,6 +3,7 @@
 mvtec_ad, visa, btad, kolektor_sdd, kolektor_sdd2, folder   one file per layout
 download                                                     whether a public dataset is all there
 synthetic                                                    products made up for the demonstration and the tests
+overlooked                                                   what lies there and is not used
 splits, contents                                             who is fitted on, who calibrates; the same bytes are the
                                                              same image
 """
@@ -18,6 +19,7 @@ from makel.datasets import btad, folder, kolektor_sdd, kolektor_sdd2, mvtec_ad, 
 from makel.datasets.contents import digest, hashes
 from makel.datasets.dataset import Dataset, as_folder, subfolders
 from makel.datasets.download import check_mvtec_ad, is_mvtec_ad
+from makel.datasets.overlooked import overlooked
 from makel.datasets.splits import distinct, folds, refuse_defects, refuse_overlap, split
 from makel.errors import DatasetError
 from makel.images import shown
@@ -31,6 +33,7 @@ __all__ = [
     "hashes",
     "load",
     "load_all",
+    "overlooked",
     "refuse_defects",
     "refuse_overlap",
     "split",

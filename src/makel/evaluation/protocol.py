@@ -191,6 +191,7 @@ class Evaluation:
             by their bytes; 0 where the manifest does not list those images.
         seconds: Wall time of the whole evaluation.
         gallery: The few images worth showing, with truth and map.
+        notes: What lies beside the images and was not looked at, a line each.
     """
 
     manifest: Manifest
@@ -208,6 +209,7 @@ class Evaluation:
     n_seen: int
     seconds: float
     gallery: tuple[Exhibit, ...] = field(default=(), repr=False)
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys of `makel evaluate --json`. What is undefined is None."""
@@ -236,6 +238,7 @@ class Evaluation:
             "per_kind": {result.kind: result.to_json() for result in self.per_kind},
             "latency_ms": None if latency is None else {"p50": latency.p50, "p95": latency.p95, "p99": latency.p99},
             "failures": [{"path": str(path), "error": reason} for path, reason in self.failures],
+            "notes": list(self.notes),
         }
 
     def unmarked(self) -> str | None:
@@ -271,6 +274,7 @@ class Evaluation:
             f"false rejects  {_rate(self.false_rejects)} of the good images",
             f"misses         {_rate(self.misses)} of the defects",
             f"latency        {speed} for a decoded image",
+            *(f"note           {line}" for line in self.notes),
         ]
 
 

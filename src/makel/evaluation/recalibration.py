@@ -54,6 +54,7 @@ class Recalibrated:
         n_known: How many of the fresh images are of those that the thresholds came from before.
         left_out: Each image that was not used, and why.
         warning: What could not be checked; "" where nothing.
+        notes: What lies beside the images and was not looked at, a line each.
     """
 
     path: Path
@@ -64,6 +65,7 @@ class Recalibrated:
     n_known: int
     left_out: tuple[tuple[str, str], ...]
     warning: str
+    notes: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -94,6 +96,7 @@ class Recalibrated:
             "n_known": self.n_known,
             "left_out": [" ".join(each) for each in self.left_out],
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "threshold_before": self.before.image_threshold,
             "threshold": calibration.image_threshold,
             "n_above_before": self.n_above_before,
@@ -111,6 +114,7 @@ class Recalibrated:
         return [
             *self._left_out(),
             *(f"warning: {line}" for line in self.warnings),
+            *(f"note: {line}" for line in self.notes),
             f"model      {self.path} ({self.manifest.model_id})",
             f"images     {_count(n, 'fresh good image')}{joined}{known}",
             f"threshold  {calibration.image_threshold:.4g}, was {self.before.image_threshold:.4g}",

@@ -1,27 +1,19 @@
 """Images: decode, check, turn upright, resize, scale. The only preprocessing there is, for fitting as for inspecting.
 
-containers, tags, tiff   what a file says of itself, and whether it is whole
-reading                  files → pixels
-rows                     files → some of their rows, for images too large for memory
-preparation              pixels → what a model takes
+formats                      which files are images, by content and by name
+containers, tags             what a file says of itself, and whether it is whole
+jpeg, png, tiff, pnm, jp2    the formats that take more than that
+reading                      files → pixels
+rows                         files → some of their rows, for images too large for memory
+folders                      folders → image files, and what is passed over
+preparation                  pixels → what a model takes
 """
 
 from makel.images.containers import Header
+from makel.images.folders import PassedOver, find, in_words, kind_of, misnamed, passed_over
+from makel.images.formats import SUFFIXES, ending, is_image_name
 from makel.images.preparation import Preparation, prepare
-from makel.images.reading import (
-    MAX_PIXELS,
-    SUFFIXES,
-    decode,
-    decode_all,
-    ending,
-    file_size,
-    find,
-    is_image_name,
-    read,
-    read_header,
-    shown,
-    work_ahead,
-)
+from makel.images.reading import MAX_PIXELS, decode, decode_all, file_size, read, read_header, shown, work_ahead
 from makel.images.rows import MAX_STREAMED_PIXELS, DecodedRows, Rows, open_rows, read_reduced, reduction
 
 __all__ = [
@@ -30,6 +22,7 @@ __all__ = [
     "SUFFIXES",
     "DecodedRows",
     "Header",
+    "PassedOver",
     "Preparation",
     "Rows",
     "decode",
@@ -37,8 +30,12 @@ __all__ = [
     "ending",
     "file_size",
     "find",
+    "in_words",
     "is_image_name",
+    "kind_of",
+    "misnamed",
     "open_rows",
+    "passed_over",
     "prepare",
     "read",
     "read_header",

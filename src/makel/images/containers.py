@@ -8,21 +8,13 @@ Microsoft's BITMAPINFOHEADER.
 from __future__ import annotations
 
 import io
-import re
 import struct
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from makel.images.tags import Malformed, Tags, read_tags, take
+from makel.images.tags import ORIENTATION, Malformed, Tags, read_tags, take
 
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_ANIMATED = "is animated: save the frame to inspect as an image of its own"
-ORIENTATION = 274
-_LONGEST_JPEG_HEADER = 32 << 20
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
-"""What ends a run of compressed data: neither a stuffed zero nor a restart."""
+ANIMATED = "is animated: save the frame to inspect as an image of its own"
 
 
 @dataclass(frozen=True)
@@ -68,111 +60,6 @@ def orientation_in(tags: Tags) -> int:
     return found if 1 <= found <= 8 else 1
 
 
-def read_jpeg_header(stream: BinaryIO, _size: int) -> Header:
-    """The header of a JPEG; like its siblings, it takes the file and its size in bytes and raises Malformed."""
-    take(stream, 2)
-    orientation = 1
-    while True:
-        code = _marker(stream)
-        if stream.tell() > _LONGEST_JPEG_HEADER:
-            raise Malformed(f"has no frame header in its first {_LONGEST_JPEG_HEADER >> 20} MiB: it holds no image")
-        length = int.from_bytes(take(stream, 2), "big") - 2
-        payload = take(stream, max(length, 0))
-        if code == 0xE1 and payload.startswith(b"Exif\0\0") and orientation == 1:
-            orientation = _exif_orientation(payload[6:])
-        if 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC):  # a frame header; those three are tables
-            break
-    bits, height, width, components = struct.unpack(">BHHB", payload[:6].ljust(6, b"\0"))
-    if bits != 8:
-        raise Malformed(f"has {bits} bits a value, 8 were expected: save it as a 16-bit PNG or TIFF")
-    if components not in (1, 3):
-        kind = "CMYK, made for print" if components == 4 else f"of {components} components"
-        raise Malformed(f"is {kind}: save it as RGB or grey")
-    return upright("JPEG", width, height, components, 8, orientation)
-
-
-def check_jpeg(data: bytes) -> None:
-    """Follow a JPEG to its end: a decoder would fill what is missing with grey and only mutter about it.
-
-    Raises:
-        Malformed: The file ends, or turns into zeros, before its end-of-image marker.
-    """
-    position = 2
-    while found := _JPEG_MARKER.search(data, position):
-        code = found[1][0]
-        if code == 0xD9:
-            return
-        length = 0 if code == 0x01 else max(int.from_bytes(data[found.end() : found.end() + 2], "big"), 2)
-        position = found.end() + length
-    raise Malformed("is cut short: it ends before its end-of-image marker; copy it again")
-
-
-def _marker(stream: BinaryIO) -> int:
-    while True:
-        if take(stream, 1) != b"\xff":
-            raise Malformed("is damaged before its frame header")
-        code = 0xFF
-        while code == 0xFF:  # any number of fill bytes
-            code = take(stream, 1)[0]
-        if code in (0xD9, 0xDA):
-            raise Malformed("has no frame header: it holds no image")
-        if code != 0x01 and not 0xD0 <= code <= 0xD8:  # those stand alone, without a length
-            return code
-
-
-def read_png_header(stream: BinaryIO, size: int) -> Header:
-    """The header of a PNG, once all its chunks are seen to be there."""
-    width = height = depth = kind = 0
-    orientation, grey = 1, False
-    for name, length in _png_chunks(stream, size):
-        if name == b"IHDR":
-            width, height, depth, kind = struct.unpack(">IIBB", take(stream, 10))
-            grey = kind in (0, 4)
-            check_plausible(width, height, size)
-        elif name == b"PLTE" and kind == 3:
-            grey = _is_grey(take(stream, length), 3)
-        elif name == b"eXIf":
-            orientation = _exif_orientation(take(stream, length))
-        elif name == b"acTL":
-            raise Malformed(_ANIMATED)
-    return upright("PNG", width, height, 1 if grey else 3, 16 if depth == 16 else 8, orientation)
-
-
-def bare_png(data: bytes) -> bytes:
-    """A PNG without the chunks that do not change pixels, about which libpng prints to the terminal.
-
-    Raises:
-        Malformed: A checksum is wrong, or the file is cut short.
-    """
-    stream, kept = io.BytesIO(data), [memoryview(PNG_SIGNATURE)]
-    for name, length in _png_chunks(stream, len(data)):
-        if name[0] & 0x20:  # a lower-case letter: not needed to show the picture
-            continue
-        start = stream.tell() - 8
-        chunk = memoryview(data)[start : start + length + 12]
-        if zlib.crc32(chunk[4:-4]) != int.from_bytes(chunk[-4:], "big"):
-            raise Malformed(f"is damaged: the checksum of the {name!r} chunk at byte {start} is wrong; copy it again")
-        kept.append(chunk)
-    return b"".join(kept)
-
-
-def _png_chunks(stream: BinaryIO, size: int) -> Iterator[tuple[bytes, int]]:
-    """Name and length of each chunk up to IEND, the stream standing at its content."""
-    position, first = len(PNG_SIGNATURE), True
-    while position + 12 <= size:
-        stream.seek(position)
-        length, name = struct.unpack(">I4s", take(stream, 8))
-        if first and (name, length) != (b"IHDR", 13):
-            raise Malformed("is damaged: it does not begin with its header")
-        position, first = position + 12 + length, False
-        if position > size:
-            break
-        yield name, length
-        if name == b"IEND":
-            return
-    raise Malformed("is cut short: it ends before its IEND chunk; copy it again")
-
-
 def read_bmp_header(stream: BinaryIO, size: int) -> Header:
     """The header of a BMP, once the file is seen to be long enough for its pixels."""
     start, info = struct.unpack("<10xII", take(stream, 18))
@@ -191,7 +78,7 @@ def read_bmp_header(stream: BinaryIO, size: int) -> Header:
     run_lengths = compression in (1, 2)
     if not run_lengths and start + (width * bits + 31) // 32 * 4 * height > size:
         raise Malformed(f"is cut short: {size} bytes cannot hold {width}x{height} pixels; copy it again")
-    grey = bits <= 8 and _is_grey(take(stream, min(colours or 256, 1 << bits) * entry), entry)
+    grey = bits <= 8 and is_grey(take(stream, min(colours or 256, 1 << bits) * entry), entry)
     return Header("BMP", width, height, 1 if grey else 3, 8)
 
 
@@ -208,7 +95,7 @@ def read_webp_header(stream: BinaryIO, size: int) -> Header:
         if name == b"VP8X":
             flags, wide, high = struct.unpack("<B3x3s3s", take(stream, 10))
             if flags & 0x02:
-                raise Malformed(_ANIMATED)
+                raise Malformed(ANIMATED)
             width, height = int.from_bytes(wide, "little") + 1, int.from_bytes(high, "little") + 1
         elif name == b"VP8 " and not width:
             width, height = (side & 0x3FFF for side in struct.unpack("<6xHH", take(stream, 10)))
@@ -216,7 +103,7 @@ def read_webp_header(stream: BinaryIO, size: int) -> Header:
             bits = struct.unpack("<xI", take(stream, 5))[0]
             width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
         elif name == b"EXIF":
-            orientation = _exif_orientation(take(stream, min(count, size)).removeprefix(b"Exif\0\0"))
+            orientation = exif_orientation(take(stream, min(count, size)).removeprefix(b"Exif\0\0"))
         if not width:
             raise Malformed("is damaged: it does not begin with its header")
         check_plausible(width, height, size)
@@ -224,7 +111,7 @@ def read_webp_header(stream: BinaryIO, size: int) -> Header:
     return upright("WebP", width, height, 3, 8, orientation)
 
 
-def _exif_orientation(exif: bytes) -> int:
+def exif_orientation(exif: bytes) -> int:
     """Broken metadata does not make a good picture unusable: it counts as upright, as in every viewer."""
     try:
         tags, _ = read_tags(io.BytesIO(exif), len(exif), (ORIENTATION,))
@@ -233,6 +120,6 @@ def _exif_orientation(exif: bytes) -> int:
     return orientation_in(tags)
 
 
-def _is_grey(palette: bytes, entry: int) -> bool:
+def is_grey(palette: bytes, entry: int) -> bool:
     """Whether every colour is grey: mono cameras write 8-bit BMP with such a palette."""
     return palette[0::entry] == palette[1::entry] == palette[2::entry]

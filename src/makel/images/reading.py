@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from makel.errors import ImageError
-from makel.images import containers, tiff
+from makel.images import containers, jp2, jpeg, png, pnm, tiff
 from makel.images.containers import Header
+from makel.images.formats import FORMATS, START, format_of, named_format
 from makel.images.preparation import Preparation, prepare
 from makel.images.tags import Malformed
 
@@ -27,45 +29,15 @@ Result = TypeVar("Result")
 MAX_PIXELS = 200_000_000
 """Largest image `read` decodes unless told otherwise: a 200 Mpx line scan passes, an image bomb does not."""
 
-_SUFFIX_FORMATS = {
-    ".jpg": "JPEG",
-    ".jpeg": "JPEG",
-    ".png": "PNG",
-    ".bmp": "BMP",
-    ".tif": "TIFF",
-    ".tiff": "TIFF",
-    ".webp": "WebP",
-}
-SUFFIXES = tuple(_SUFFIX_FORMATS)
-"""Endings of the files makel reads, in lower case; upper case is as good."""
-
 _HEADER_READERS: dict[str, Callable[[BinaryIO, int], Header]] = {
-    "JPEG": containers.read_jpeg_header,
-    "PNG": containers.read_png_header,
+    "JPEG": jpeg.read_jpeg_header,
+    "PNG": png.read_png_header,
     "BMP": containers.read_bmp_header,
     "TIFF": tiff.read_tiff_header,
     "WebP": containers.read_webp_header,
+    "PNM": pnm.read_pnm_header,
+    "JPEG 2000": jp2.read_jp2_header,
 }
-_SIGNATURES = (
-    # offset, bytes, what it is
-    (0, b"\xff\xd8\xff", "JPEG"),
-    (0, containers.PNG_SIGNATURE, "PNG"),
-    (0, b"BM", "BMP"),
-    (0, b"II*\0", "TIFF"),
-    (0, b"MM\0*", "TIFF"),
-    (0, b"II+\0", "TIFF"),
-    (0, b"MM\0+", "TIFF"),
-    (8, b"WEBP", "WebP"),
-    (0, b"GIF8", "GIF"),
-    (0, b"%PDF", "PDF"),
-    (0, b"PK\x03\x04", "ZIP"),
-    (0, b"\x1f\x8b", "gzip"),
-    (0, b"\x93NUMPY", "NumPy"),
-    (0, b"\x7fELF", "a program"),
-    (0, b"MZ", "a program"),
-    (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
-    (4, b"ftyp", "HEIC, AVIF or video"),
-)
 _FILE_KINDS = (
     (stat.S_ISDIR, "a folder"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -93,8 +65,8 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     """Look at an image file without decoding it.
 
     Raises:
-        ImageError: It is not a regular file, cannot be opened, is empty, cut short, of another type than its name says,
-            or of a kind makel does not read: CMYK, animated, of several pages, of neither 8 nor 16 bits.
+        ImageError: It is not a regular file, cannot be opened, is empty, cut short, or of a kind makel does not read:
+            CMYK, animated, of several pages, of neither 8 nor 16 bits.
     """
     with opened(path) as (_, _, header):
         return header
@@ -108,7 +80,7 @@ def read(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> NDArr
     left out too.
 
     Args:
-        path: A JPEG, PNG, BMP, TIFF or WebP file.
+        path: A JPEG, PNG, BMP, TIFF, WebP, PGM, PPM or JPEG 2000 file, whatever its name ends in.
         max_pixels: A larger image is refused before anything of its size is allocated.
 
     Returns:
@@ -126,7 +98,7 @@ def decode(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXELS) ->
     """Decode an image from the bytes of its file, as `read` does. The format is what its first bytes say.
 
     Args:
-        data: The bytes of a JPEG, PNG, BMP, TIFF or WebP file.
+        data: The bytes of a file that `read` reads.
         name: What to call the image in an error.
         max_pixels: As in `read`.
 
@@ -140,7 +112,7 @@ def decode(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXELS) ->
         if not data:
             raise Malformed("is empty, 0 bytes: send it again")
         stream, size = io.BytesIO(data), len(data)
-        header = _header(stream, size, _known_format(data[:512]))
+        header = _header(stream, size, _known_format(data[:START]))
         return _pixels(stream, size, header, max_pixels)
 
 
@@ -205,36 +177,6 @@ def work_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def find(path: str | os.PathLike[str]) -> list[Path]:
-    """The image files of a folder, by their names' endings, sorted; folders in it and hidden files are left out.
-
-    Args:
-        path: A folder; anything else is taken as one image file.
-
-    Raises:
-        ImageError: The folder cannot be listed.
-    """
-    root = Path(path)
-    try:
-        if not root.is_dir():
-            return [root]
-        entries = sorted(root.iterdir())
-    except (OSError, ValueError) as error:
-        raise ImageError(f"{shown(root)} cannot be listed: {getattr(error, 'strerror', None) or error}") from error
-    return [entry for entry in entries if is_image_name(entry) and not entry.is_dir()]
-
-
-def is_image_name(path: Path) -> bool:
-    """Whether a file's name ends like an image's. Hidden ones do not count: macOS leaves `._name.png` beside images."""
-    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def ending(data: bytes) -> str:
-    """The ending that a file of these bytes has to have, such as ".png"; "" where they are no image known here."""
-    found = _format(data[:512])
-    return next((suffix for suffix, name in _SUFFIX_FORMATS.items() if name == found), "")
-
-
 def file_size(path: str | os.PathLike[str]) -> int:
     """Bytes in a file that is safe to open: regular, with something in it. To open a FIFO is to wait forever.
 
@@ -267,7 +209,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[BinaryIO, int, Header
     """A file, its size and its header; what goes wrong inside becomes an ImageError that names it."""
     size = file_size(path)
     with _named(path), Path(path).open("rb") as stream:
-        name = _check_format(stream.read(512), Path(path).suffix.lower())
+        name = _known_format(stream.read(START), Path(path))
         yield stream, size, _header(stream, size, name)
 
 
@@ -287,7 +229,10 @@ def _named(name: str | os.PathLike[str]) -> Iterator[None]:
 def _header(stream: BinaryIO, size: int, name: str) -> Header:
     """What a file of a known format says of itself; the stream stands at its start afterwards."""
     stream.seek(0)
-    header = _HEADER_READERS[name](stream, size)
+    try:
+        header = _HEADER_READERS[name](stream, size)
+    except (struct.error, LookupError, ValueError) as error:  # a part of it is shorter than its kind is
+        raise Malformed(f"is damaged in its header: {error}; copy it again") from error
     if not (header.width_px > 0 and header.height_px > 0):
         raise Malformed(f"has no pixels: {header.width_px}x{header.height_px}")
     containers.check_plausible(header.width_px, header.height_px, size)
@@ -310,49 +255,35 @@ def _pixels(stream: BinaryIO, size: int, header: Header, max_pixels: int) -> NDA
     return upright
 
 
-def _check_format(start: bytes, suffix: str) -> str:
-    """The format that a file's first bytes and the ending of its name agree on."""
-    expected, found = _SUFFIX_FORMATS.get(suffix), _format(start)
-    if expected == found and expected:
-        return expected
-    if found in _HEADER_READERS:
-        right = next(ending for ending, name in _SUFFIX_FORMATS.items() if name == found)
-        raise Malformed(f"is {found}, which its ending {suffix!r} does not say: rename it to {right}")
-    if expected is None:
-        raise Malformed(f"ends in {suffix!r}; makel reads {', '.join(SUFFIXES)}: convert it")
-    if found:
-        raise Malformed(f"is not {expected} but {found}: convert it to {', '.join(_HEADER_READERS)}")
-    raise Malformed(f"is not {expected}, nor any other image known here: copy it again")
+def _known_format(start: bytes, path: Path | None = None) -> str:
+    """The format that a file's first bytes say. Its name, None where it has none, only helps to say what is wrong.
 
-
-def _known_format(start: bytes) -> str:
-    """The format of an image that has no file name."""
-    found = _format(start)
+    Raises:
+        Malformed: It is none that is read.
+    """
+    found, formats = format_of(start), ", ".join(FORMATS)
     if found in _HEADER_READERS:
         return found
+    expected = named_format(path) if path else ""
     if found:
-        raise Malformed(f"is {found}: convert it to {', '.join(_HEADER_READERS)}")
-    raise Malformed(f"is no image known here; {', '.join(_HEADER_READERS)} are read: send it again")
-
-
-def _format(start: bytes) -> str:
-    """What a file is by its first bytes; "" where they say nothing."""
-    for offset, signature, name in _SIGNATURES:
-        if start.startswith(signature, offset):
-            return name
-    printable = bytes(range(32, 127)) + b"\t\n\r"
-    return "" if start.translate(None, printable) else "text"
+        raise Malformed(f"is {f'not {expected} but ' if expected else ''}{found}: convert it to {formats}")
+    if expected:
+        raise Malformed(f"is not {expected}, nor any other image known here: copy it again")
+    what = "convert it" if path else "send it again"
+    raise Malformed(f"is no image known here; {formats} are read: {what}")
 
 
 def _decode(stream: BinaryIO, size: int, header: Header) -> NDArray[Any]:
     """Stored pixels: (H, W) or (H, W, 3) RGB, uint8 or uint16."""
     if header.format == "TIFF":
         return tiff.decode_tiff(stream, size, header)
+    if header.format == "PNM":
+        return pnm.decode_pnm(stream, header)
     data = stream.read(size)
     if header.format == "JPEG":
-        containers.check_jpeg(data)
-    elif header.format == "PNG":
-        data = containers.bare_png(data)
+        return jpeg.decode_jpeg(data, header)
+    if header.format == "PNG":
+        data = png.bare_png(data)
     # The channels of the header: OpenCV alone would take grey with alpha for colour.
     flags = cv2.IMREAD_GRAYSCALE if header.channels == 1 else cv2.IMREAD_COLOR
     flags |= cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION

@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
@@ -21,10 +21,8 @@ from makel.errors import ImageError
 from makel.images import tiff
 from makel.images.preparation import check_pixels
 from makel.images.reading import MAX_PIXELS, opened, read, shown
+from makel.images.segments import Segments
 from makel.images.tags import Malformed
-
-if TYPE_CHECKING:
-    from tifffile import TiffPage
 
 MAX_STREAMED_PIXELS = 4_000_000_000
 """Largest image read by rows: as much map as a disk has room for, and more than any camera gives."""
@@ -70,66 +68,41 @@ class DecodedRows(Rows):
 
 
 class _TiffRows(Rows):
-    """Rows of a TIFF page of one plane, without alpha."""
+    """Rows of a TIFF of one plane, without alpha."""
 
-    def __init__(self, page: TiffPage, shape: tuple[int, ...], name: str) -> None:
+    def __init__(self, stream: BinaryIO, segments: Segments, shape: tuple[int, ...], name: str) -> None:
         self.shape = shape
-        self.dtype = np.dtype(page.dtype).newbyteorder("=")
-        self._page, self._name = page, name
+        self.dtype = segments.dtype.newbyteorder("=")
+        self._stream, self._segments, self._name = stream, segments, name
         # The segment row decoded last: the next rows wanted often begin amid it.
         self._held: tuple[int, NDArray[Any]] = (0, np.empty((0, *shape[1:]), self.dtype))
 
     def read(self, start: int, stop: int) -> NDArray[Any]:
         try:
-            pixels = self._contiguous(start, stop) if self._page.is_contiguous else self._segments(start, stop)
+            if self._segments.by_rows:
+                return self._without_alpha(self._segments.rows(self._stream, start, stop))
+            return self._from_bands(start, stop)
         except (*tiff.DAMAGE, Malformed) as error:
             raise ImageError(
                 f"{self._name} is damaged in its rows {start} to {stop}: {' '.join(str(error).split())}; copy it again"
             ) from error
-        return pixels
 
-    def _contiguous(self, start: int, stop: int) -> NDArray[Any]:
-        # Read and not mapped: mapped pages count as the memory of this process until the system wants them back.
-        stored = np.dtype(self._page.dtype).newbyteorder(self._page.parent.byteorder)
-        values = self.shape[1] * self._page.samplesperpixel
-        stream = self._page.parent.filehandle
-        stream.seek(self._page.dataoffsets[0] + start * values * stored.itemsize)
-        data = stream.read((stop - start) * values * stored.itemsize)
-        return self._without_alpha(np.frombuffer(data, stored).reshape(stop - start, self.shape[1], -1))
-
-    def _segments(self, start: int, stop: int) -> NDArray[Any]:
+    def _from_bands(self, start: int, stop: int) -> NDArray[Any]:
         rows = np.empty((stop - start, *self.shape[1:]), self.dtype)
         at = start
         while at < stop:
             top, held = self._held
             if not top <= at < top + len(held):
-                top, held = self._held = self._segment_row(at)
+                top = at - at % self._segments.high
+                held = self._without_alpha(self._segments.band(self._stream, top))
+                self._held = top, held
             until = min(stop, top + len(held))
             rows[at - start : until - start] = held[at - top : until - top]
             at = until
         return rows
 
-    def _segment_row(self, row: int) -> tuple[int, NDArray[Any]]:
-        """The strip, or all tiles side by side, that `row` is in: the first of its rows, and its pixels."""
-        page, width = self._page, self.shape[1]
-        high = page.tilelength if page.is_tiled else min(page.rowsperstrip, self.shape[0])
-        wide = -(-width // page.tilewidth) if page.is_tiled else 1
-        top = row - row % high
-        pixels = np.empty((min(high, self.shape[0] - top), *self.shape[1:]), self.dtype)
-        for index in range(row // high * wide, (row // high + 1) * wide):
-            stream = page.parent.filehandle
-            stream.seek(page.dataoffsets[index])
-            decoded, (_, _, _, left, _), _ = page.decode(stream.read(page.databytecounts[index]), index)
-            if decoded is None:
-                raise Malformed(f"part {index} is empty")
-            # The last tile of a row, and of a column, reaches beyond the image.
-            part = np.asarray(decoded)[0, : len(pixels), : width - left]
-            pixels[:, left : left + part.shape[1]] = self._without_alpha(part)
-        return top, pixels
-
     def _without_alpha(self, pixels: NDArray[Any]) -> NDArray[Any]:
-        """(h, w, samples) in the file's byte order to (h, w) or (h, w, 3) in the machine's."""
-        return (pixels[..., :3] if len(self.shape) == 3 else pixels[..., 0]).astype(self.dtype, copy=False)
+        return tiff.without_alpha(pixels, 3 if len(self.shape) == 3 else 1)
 
 
 @contextmanager
@@ -154,16 +127,10 @@ def open_rows(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
     if not by_rows:
         yield DecodedRows(read(path, max_pixels=max_pixels))
         return
-    import tifffile  # 0.1 s to import, and most lines write PNG or BMP
-
-    with opened(path):  # what is wrong with the file becomes an ImageError, not what goes wrong where its rows are used
-        try:
-            file = tifffile.TiffFile(Path(path))
-            page = file.pages.first
-        except tiff.DAMAGE as error:
-            raise Malformed(f"is damaged: {' '.join(str(error).split())}; copy it again") from error
-    with file:
-        yield _TiffRows(page, shape, shown(path))
+    with opened(path) as (stream, size, _):
+        segments = tiff.segments(stream, size)
+    with Path(path).open("rb") as stream:
+        yield _TiffRows(stream, segments, shape, shown(path))
 
 
 def read_reduced(path: str | os.PathLike[str], side_px: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[Any]:

@@ -8,6 +8,12 @@ from typing import BinaryIO
 
 Tags = dict[int, tuple[int, ...]]
 
+WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES = 256, 257, 258, 259, 262, 277
+FILL_ORDER, STRIP_STARTS, STRIP_LENGTHS, STRIP_ROWS = 266, 273, 279, 278
+TILE_STARTS, TILE_LENGTHS, TILE_WIDTH, TILE_HEIGHT = 324, 325, 322, 323
+PLANAR, PREDICTOR, PALETTE, SAMPLE_FORMAT = 284, 317, 320, 339
+ORIENTATION = 274
+
 _FORMATS = {1: "B", 3: "H", 4: "I", 16: "Q"}
 """Type → struct format, for the types whose values are unsigned numbers; the others are left out."""
 
@@ -68,6 +74,11 @@ def read_tags(stream: BinaryIO, size: int, wanted: Collection[int]) -> tuple[Tag
     following = _one(stream, order + word)
     found = {tag: _values(stream, size, order + word, *entries[tag]) for tag in wanted if tag in entries}
     return {tag: values for tag, values in found.items() if values}, following
+
+
+def first(tags: Tags, tag: int, default: int) -> int:
+    """The first value of a tag."""
+    return tags[tag][0] if tag in tags else default
 
 
 def _values(stream: BinaryIO, size: int, word: str, kind: int, count: int, inline: bytes) -> tuple[int, ...]:

@@ -6,9 +6,11 @@ memory the mask is a TIFF, written in bands, and the overlay is of the image and
 
 from __future__ import annotations
 
+import hashlib
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,9 @@ from makel.types import Verdict
 LONGEST_PX = 2048
 _SIDE_PX = (512, LONGEST_PX)
 """The longer side of an overlay is brought into this range: lines and letters stay readable, files stay small."""
+
+_LONGEST_NAME = 255 - len("_overlay.png")
+"""Bytes of a file's name on the file systems in use."""
 
 _CAPTION_PX = 320
 """Below this width a caption cannot be read; a narrower picture gets a black margin."""
@@ -172,11 +177,17 @@ def write(
     paths = (out / f"{name}_overlay.png", out / f"{name}_mask.{'tif' if large else 'png'}")
     overlay = draw(image, verdict, pixel_threshold, white_level=white_level, rules=rules)
     paths[0].parent.mkdir(parents=True, exist_ok=True)
-    _write_png(paths[0], overlay[..., ::-1])
-    if large:
-        _write_large_mask(paths[1], verdict, pixel_threshold)
-    else:
-        _write_png(paths[1], mask(verdict.anomaly_map, pixel_threshold, rules))
+    try:
+        _write_png(paths[0], overlay[..., ::-1])
+        if large:
+            _write_large_mask(paths[1], verdict, pixel_threshold)
+        else:
+            _write_png(paths[1], mask(verdict.anomaly_map, pixel_threshold, rules))
+    except OSError as error:
+        for path in paths:  # of a full disk, rather nothing than a part
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+        raise OSError(error.errno, error.strerror, error.filename or os.fspath(paths[0])) from error
     return paths
 
 
@@ -256,7 +267,7 @@ def names(paths: Sequence[Path]) -> list[str]:
 
     It is the path below the folder that all have in common, so that "a/1.png" and "b/1.png" stay apart. Where that is
     not enough ("1.png" beside "1.jpg"; "A.png" beside "a.png", which some disks cannot tell apart), the suffix stays,
-    and then a number is added.
+    and then a number is added. What would be longer than a file system takes ends in a part of its own SHA-256.
     """
     absolute = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - resolve() would rename links
     folders = zip(*(path.parts[:-1] for path in absolute), strict=False)
@@ -268,12 +279,21 @@ def names(paths: Sequence[Path]) -> list[str]:
             continue
         folder = "/".join(part.strip(":/\\") for part in path.parts[common:-1])
         start = f"{folder}/" if folder else ""
-        candidates = (
-            start + end for end in (path.stem, path.name, *(f"{path.name}-{i}" for i in range(2, len(absolute) + 2)))
-        )
+        ends = (path.stem, path.name, *(f"{path.name}-{i}" for i in range(2, len(absolute) + 2)))
+        candidates = (start + _short(end) for end in ends)
         given[path] = next(name for name in candidates if name.casefold() not in taken)
         taken.add(given[path].casefold())
     return [given[path] for path in absolute]
+
+
+def _short(name: str) -> str:
+    """A name that is not too long with `_overlay.png` behind it: bytes count, and letters may take four."""
+    spelled = os.fsencode(name)
+    if len(spelled) <= _LONGEST_NAME:
+        return name
+    mark = f"-{hashlib.sha256(spelled).hexdigest()[:12]}"
+    # Cut within a letter, the rest of it is left out.
+    return spelled[: _LONGEST_NAME - len(mark)].decode(errors="ignore") + mark
 
 
 def _heat(anomaly_map: NDArray[np.float32], pixel_threshold: float) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:

@@ -122,9 +122,9 @@ class Connections:
 
     def warnings(self) -> list[str]:
         """What is wrong with them now."""
-        folders = {model: watch.problem for model, watch in self._watches.items()}
-        folders |= {model: trigger.problem for model, trigger in self.triggers.items()}
-        found = [f"the folder of {model}: {problem}" for model, problem in folders.items() if problem]
+        looking: dict[str, Watch | Trigger] = {**self._watches, **self.triggers}
+        each = [(model, said) for model, one in looking.items() for said in (one.problem, one.overlooked) if said]
+        found = [f"the folder of {model}: {said}" for model, said in each]
         return found + ([f"MQTT: {self._mqtt.problem}"] if self._mqtt and self._mqtt.problem else [])
 
     def __enter__(self) -> Self:

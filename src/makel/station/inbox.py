@@ -9,17 +9,21 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from makel.errors import ImageError, UsageError
-from makel.images import decode, is_image_name, shown
+from makel.images import decode, in_words, is_image_name, kind_of, shown
 
 if TYPE_CHECKING:
     from makel.station.decisions import Recorded
     from makel.station.station import Outcome
+
+OVERLOOKED_S = 10.0
+"""A file with another name than an image's may be one that is still being written, and renamed then."""
 
 
 class Decider(Protocol):
@@ -109,6 +113,7 @@ class Inbox:
         self.folder, self.done, self._settle_s = folder, done, settle_s
         self._waiting: dict[str, Waiting] = {}
         self._decided: dict[str, Arrival] = {}
+        self._others: dict[str, tuple[float, str | None]] = {}  # name → since when, and what it is once that is known
         if done is not None:
             for verdict in ("pass", "reject"):
                 (done / verdict).mkdir(parents=True, exist_ok=True)
@@ -127,8 +132,14 @@ class Inbox:
             OSError: The folder cannot be listed, as when its share is gone.
         """
         now, found = monotonic(), {}
+        names, others = [], []
         with os.scandir(self.folder) as entries:
-            names = [entry.name for entry in entries if is_image_name(Path(entry.name))]
+            for entry in entries:
+                if is_image_name(Path(entry.name)) and not entry.is_symlink():
+                    names.append(entry.name)
+                elif not entry.name.startswith(".") and not entry.is_dir(follow_symlinks=False):
+                    others.append(entry.name)
+        self._note(others)
         for name in names:
             arrival = _look(self.folder / name)
             if arrival is None or self._decided.get(name) == arrival:
@@ -142,6 +153,22 @@ class Inbox:
             del self._decided[gone]
         self._waiting = found
         return sorted(found.values(), key=lambda waiting: (waiting.arrival.mtime_ns, waiting.arrival.name))
+
+    def overlooked(self) -> str:
+        """One line on files that may be images and are not looked at, by their names or as links; "" for none."""
+        return in_words(Counter(kind for _, kind in self._others.values() if kind))
+
+    def _note(self, names: list[str]) -> None:
+        """Remember files that are passed over; what stays is looked at once, so that notes are no warning."""
+        now, found = monotonic(), {}
+        for name in names:
+            since, kind = self._others.get(name, (now, None))
+            if kind is None and now - since >= OVERLOOKED_S:
+                path = self.folder / name
+                kind, is_image = ("link", True) if path.is_symlink() else kind_of(path)
+                kind = kind if is_image else ""
+            found[name] = since, kind
+        self._others = found
 
     def settled(self, waiting: Waiting) -> bool:
         """Whether a file has stood still for long enough."""

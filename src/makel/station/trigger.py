@@ -79,6 +79,11 @@ class Trigger:
         """What keeps the folder from being looked at right now; "" if nothing does."""
         return self._patrol.problem
 
+    @property
+    def overlooked(self) -> str:
+        """What lies in the folder and may be an image, but is not looked at; "" if nothing."""
+        return self._inbox.overlooked()
+
     def start(self) -> None:
         """Begin to look at the folder; what lies in it already belongs to no part."""
         self._patrol.start()

@@ -57,6 +57,11 @@ class Watch:
         """What keeps files from being decided right now; "" if nothing does."""
         return self._patrol.problem
 
+    @property
+    def overlooked(self) -> str:
+        """What lies in the folder and may be an image, but is not looked at; "" if nothing."""
+        return self._inbox.overlooked()
+
     def start(self) -> None:
         """Begin to watch."""
         self._patrol.start()

@@ -24,7 +24,7 @@ from safetensors.torch import save
 
 from makel.calibration import calibrate as fit_calibration
 from makel.calibration import images_needed
-from makel.datasets import Dataset, digest, folds, hashes, load, split
+from makel.datasets import Dataset, digest, folds, hashes, load, overlooked, split
 from makel.errors import DatasetError, ImageError, UsageError
 from makel.evaluation.held_out import HeldOut, scan_image, score_held_out
 from makel.evaluation.report import find_doubtful, write_fit_report
@@ -51,7 +51,7 @@ from makel.model.zones import Zones
 from makel.training import backbones, latency
 from makel.training.augment import COPIES
 from makel.training.detector import Detector, DetectorConfig, as_shape
-from makel.training.export import check_parity, export_onnx, torch_scores
+from makel.training.export import check_parity, export_onnx, nudged, torch_scores
 from makel.training.features import Extraction, Progress, extract, extract_shared
 from makel.training.loop import Checkpoint, train
 from makel.training.shape import image_sizes, input_shape
@@ -317,8 +317,14 @@ def fit(
             calibrated_zones = given_zones and given_zones.calibrated(calibration, own)
         with watch.stage("gate", progress):
             images, names = _parity_images(held_out, preparation, tiling)
-            trained = torch_scores(detector, images)
-            parity = check_parity(images, names, trained, session, calibration.image_threshold)
+            parity = check_parity(
+                images,
+                names,
+                torch_scores(detector, images),
+                session,
+                calibration.image_threshold,
+                of_nudged=torch_scores(detector, nudged(images)),
+            )
             quantised = golden.quantise(images[:N_GOLDEN])
             golden.write(stage, quantised, session.run(golden.restore(quantised)))
         used = fitted | set(held_out.paths)
@@ -378,7 +384,8 @@ def fit(
         )
         manifest = model_folder.write(target, stage, draft)
         shutil.rmtree(work)
-    return FitSummary(target, manifest, unreadable, tiles.n_available if tiles else 0)
+    notes = () if isinstance(data, Dataset) else overlooked(dataset)
+    return FitSummary(target, manifest, unreadable, tiles.n_available if tiles else 0, notes)
 
 
 def choose_device(name: str) -> torch.device:

@@ -21,12 +21,14 @@ class FitSummary:
         manifest: Its manifest.
         unreadable: Good images that could not be read and were left out, one line each.
         n_tiles_available: Tiles that the images fitted on have, of a tiled model; 0 of another.
+        notes: What lies in the folder and was not looked at, and names that disagree with the files, a line each.
     """
 
     path: Path
     manifest: Manifest
     unreadable: tuple[str, ...]
     n_tiles_available: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -59,6 +61,7 @@ class FitSummary:
             "seconds": self.manifest.fit.seconds,
             "final_loss": self.manifest.fit.final_loss,
             "warnings": list(self.warnings),
+            "notes": list(self.notes),
             "parity": self.manifest.parity.model_dump(),
             "latency": self.manifest.latency
             and {**self.manifest.latency.model_dump(), "kept": self.manifest.latency.kept},
@@ -72,6 +75,7 @@ class FitSummary:
         return [
             *(f"left out: {line}" for line in self.unreadable),
             *(f"warning: {line}" for line in self.warnings),
+            *(f"note: {line}" for line in self.notes),
             f"model      {self.path} ({manifest.model_id})",
             f"images     {manifest.provenance.n_fit} fitted on, {manifest.provenance.n_calibrate} for the threshold",
             *self._tiles(),

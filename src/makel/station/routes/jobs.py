@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from makel.errors import StoreError, UsageError
-from makel.images.reading import is_image_name
+from makel.images import is_image_name
 from makel.station import bodies, problems
 from makel.station.access import Principal, needs
 from makel.station.archive import unpack
