@@ -65,7 +65,7 @@ def test_command_lines_are_found_and_wrong_ones_refused():
         COMMANDS["fit"].make_context("fit", ["x", "--out", "m", "--sead", "1"])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "SECURITY.md"])
 def test_links_and_images_point_at_files_that_exist(name):
     prose = guides.prose(text_of(name))
     targets = re.findall(r"\]\(<?([^)\s>]+)>?[^)]*\)", prose) + re.findall(r"^\[[^\]]+\]:\s*(\S+)", prose, re.MULTILINE)

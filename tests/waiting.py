@@ -5,10 +5,10 @@ import time
 WAIT_S = 20
 
 
-def until(condition):
+def until(condition, within_s=WAIT_S):
     """Poll until the condition holds; gives what it gave."""
-    end = time.monotonic() + WAIT_S
+    end = time.monotonic() + within_s
     while not (found := condition()):
-        assert time.monotonic() < end, f"not within {WAIT_S} s"
+        assert time.monotonic() < end, f"not within {within_s} s"
         time.sleep(0.002)
     return found
