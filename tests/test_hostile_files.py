@@ -47,9 +47,9 @@ def png(width, height, rows):
     return PNG[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def jpeg_of_size(width, height):
-    frame = JPEG.index(b"\xff\xc0") + 5
-    return JPEG[:frame] + struct.pack(">HH", height, width) + JPEG[frame + 4 :]
+def jpeg_of_size(width, height, data=JPEG):
+    frame = data.index(b"\xff\xc2" if data is PROGRESSIVE else b"\xff\xc0") + 5
+    return data[:frame] + struct.pack(">HH", height, width) + data[frame + 4 :]
 
 
 def bytes_as(data):
@@ -168,7 +168,13 @@ HOSTILE = {
     "no height": ("a.jpg", bytes_as(jpeg_of_size(9, 0)), "has no pixels: 9x0"),
     "folder": ("a.png", lambda path: path.mkdir(), "is a folder"),
     "image bomb png": ("a.png", bytes_as(png(60_000, 60_000, bytes(10_000_000))), "at most 200000000 are read"),
-    "image bomb jpeg": ("a.jpg", bytes_as(jpeg_of_size(65_500, 65_500)), "at most 200000000 are read"),
+    "image bomb jpeg": ("a.jpg", sparse(jpeg_of_size(65_500, 65_500), 1 << 24), "at most 200000000 are read"),
+    "jpeg of few bytes": ("a.jpg", bytes_as(jpeg_of_size(14_000, 14_000)), "bytes cannot hold 14000x14000 pixels"),
+    "large progressive jpeg": (
+        "a.jpg",
+        sparse(jpeg_of_size(10_100, 10_100, PROGRESSIVE), 1 << 24),
+        "10100x10100 pixels in progressive steps, at most 100000000",
+    ),
     "large claim within the cap": ("a.png", bytes_as(png(14_000, 14_000, b"")), "bytes of its pixels are missing"),
     "huge file of a small image": ("a.png", sparse(PNG, 6 << 30), "far more than 50x40 pixels take"),
     "huge file of a small jpeg": ("a.jpg", sparse(JPEG, 6 << 30), "far more than 50x40 pixels take"),
