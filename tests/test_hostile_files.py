@@ -42,8 +42,8 @@ def chunk(name, data):
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def png(width, height, rows):
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+def png(width, height, rows, depth=8, kind=2, way=0):
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, way)
     return PNG[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -192,7 +192,10 @@ HOSTILE = {
     ),
     "jpeg cut with an end marker": ("a.jpg", bytes_as(JPEG[:-40] + b"\xff\xd9"), "data end before its last pixel"),
     "png of many chunks": ("a.png", bytes_as(PNG[:33] + chunk(b"IDAT", b"") * 250_000 + PNG[33:]), "more than 200000"),
-    "png of an unknown kind": ("a.png", bytes_as(PNG[:25] + b"\x05" + PNG[26:]), "is damaged"),
+    "png of an unknown kind": ("a.png", bytes_as(png(50, 40, b"", kind=5)), "is damaged: colour type 5"),
+    "png of three bits": ("a.png", bytes_as(png(50, 40, b"", depth=3)), "of 3 bits"),
+    "png in an unknown way": ("a.png", bytes_as(png(50, 40, b"", way=2)), "in ways [0, 0, 2]"),
+    "png without a palette": ("a.png", bytes_as(png(50, 40, bytes(2040), kind=3)), "no palette"),
     "huge tiles": (
         "a.tif",
         bytes_as(tiff_file(100, 100, [BOMB[:9999]], 8, tags={TILE_WIDTH: 1 << 20, TILE_HEIGHT: 1 << 20})),
