@@ -42,14 +42,14 @@ def chunk(name, data):
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
-def png(width, height, rows):
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+def png(width, height, rows, depth=8, kind=2, way=0):
+    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, way)
     return PNG[:8] + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
-def jpeg_of_size(width, height):
-    frame = JPEG.index(b"\xff\xc0") + 5
-    return JPEG[:frame] + struct.pack(">HH", height, width) + JPEG[frame + 4 :]
+def jpeg_of_size(width, height, data=JPEG):
+    frame = data.index(b"\xff\xc2" if data is PROGRESSIVE else b"\xff\xc0") + 5
+    return data[:frame] + struct.pack(">HH", height, width) + data[frame + 4 :]
 
 
 def bytes_as(data):
@@ -168,7 +168,13 @@ HOSTILE = {
     "no height": ("a.jpg", bytes_as(jpeg_of_size(9, 0)), "has no pixels: 9x0"),
     "folder": ("a.png", lambda path: path.mkdir(), "is a folder"),
     "image bomb png": ("a.png", bytes_as(png(60_000, 60_000, bytes(10_000_000))), "at most 200000000 are read"),
-    "image bomb jpeg": ("a.jpg", bytes_as(jpeg_of_size(65_500, 65_500)), "at most 200000000 are read"),
+    "image bomb jpeg": ("a.jpg", sparse(jpeg_of_size(65_500, 65_500), 1 << 24), "at most 200000000 are read"),
+    "jpeg of few bytes": ("a.jpg", bytes_as(jpeg_of_size(14_000, 14_000)), "bytes cannot hold 14000x14000 pixels"),
+    "large progressive jpeg": (
+        "a.jpg",
+        sparse(jpeg_of_size(10_100, 10_100, PROGRESSIVE), 1 << 24),
+        "10100x10100 pixels in progressive steps, at most 100000000",
+    ),
     "large claim within the cap": ("a.png", bytes_as(png(14_000, 14_000, b"")), "bytes of its pixels are missing"),
     "huge file of a small image": ("a.png", sparse(PNG, 6 << 30), "far more than 50x40 pixels take"),
     "huge file of a small jpeg": ("a.jpg", sparse(JPEG, 6 << 30), "far more than 50x40 pixels take"),
@@ -186,7 +192,10 @@ HOSTILE = {
     ),
     "jpeg cut with an end marker": ("a.jpg", bytes_as(JPEG[:-40] + b"\xff\xd9"), "data end before its last pixel"),
     "png of many chunks": ("a.png", bytes_as(PNG[:33] + chunk(b"IDAT", b"") * 250_000 + PNG[33:]), "more than 200000"),
-    "png of an unknown kind": ("a.png", bytes_as(PNG[:25] + b"\x05" + PNG[26:]), "is damaged"),
+    "png of an unknown kind": ("a.png", bytes_as(png(50, 40, b"", kind=5)), "is damaged: colour type 5"),
+    "png of three bits": ("a.png", bytes_as(png(50, 40, b"", depth=3)), "of 3 bits"),
+    "png in an unknown way": ("a.png", bytes_as(png(50, 40, b"", way=2)), "in ways [0, 0, 2]"),
+    "png without a palette": ("a.png", bytes_as(png(50, 40, bytes(2040), kind=3)), "no palette"),
     "huge tiles": (
         "a.tif",
         bytes_as(tiff_file(100, 100, [BOMB[:9999]], 8, tags={TILE_WIDTH: 1 << 20, TILE_HEIGHT: 1 << 20})),

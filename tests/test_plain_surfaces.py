@@ -25,8 +25,13 @@ def sheets(shape, sd, count=12):
 def test_a_plain_sheet_is_fitted_and_a_spot_on_it_found(makel_says, tmp_path):
     *good, fresh = sheets((128, 128), 3, 13)
     folder = write(tmp_path / "sheets", good)
-    code, _, err = makel_says("fit", folder, "--out", tmp_path / "model", "--epochs", "2", *SETTINGS)
-    assert (code, err) == (0, "")
+    (folder / "00.png").rename(folder / "00.jfif")
+    (folder / "12.heic").write_bytes(b"\0\0\0\x18ftypheic")
+    code, out, err = makel_says("fit", folder, "--out", tmp_path / "model", "--epochs", "2", *SETTINGS)
+    assert (code, "10 fitted on, 2 for the threshold" in out) == (0, True)
+    for line in ("1 file not looked at: 1 .heic", "1 of 12 names disagree with what the files hold"):
+        assert f"note: {line}" in out
+        assert f"makel: {line}" in err
     inspector = Inspector.load(tmp_path / "model", threads=1)
     spot = fresh.copy()
     spot[40:50, 60:70] = 60

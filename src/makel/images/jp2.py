@@ -17,9 +17,11 @@ _MOST_PIXELS = 32_000_000
 """A decoder holds every component in 32 bits, twice: this is a gigabyte."""
 
 _MOST_LAYERS = 100
-_LEAST_TILE_PX, _LEAST_PRECINCT, _LEAST_BLOCK = 1 << 12, 5, 4
-"""Pixels of a tile on average where there is more than one; exponents of the sides of a precinct, and of the mean side
-of a code-block."""
+_LEAST_TILE_PX, _FEW_TILES = 1 << 12, 64
+"""Pixels of a tile, where there are more than a few."""
+
+_LEAST_PRECINCT, _LEAST_BLOCK = 5, 4
+"""Exponents of the sides of a precinct, and of the mean side of a code-block."""
 
 _MOST_BOXES = 1000
 _SIZ, _COD, _COC, _SOT, _SOD, _EOC = 0xFF51, 0xFF52, 0xFF53, 0xFF90, 0xFF93, 0xFFD9
@@ -102,7 +104,7 @@ def _size(content: bytes) -> Header:
     if width * height > _MOST_PIXELS:
         raise Malformed(f"has {width}x{height} pixels, at most {_MOST_PIXELS} are read of JPEG 2000: save it as TIFF")
     tiles = -(-(right - tile_left) // tile_wide) * -(-(low - tile_top) // tile_high)
-    if tiles > max(1, width * height // _LEAST_TILE_PX) + 64:
+    if tiles > _FEW_TILES and tile_wide * tile_high < _LEAST_TILE_PX:
         raise Malformed(f"has {tiles} tiles for {width}x{height} pixels: it is not a plain image")
     each = [content[36 + 3 * index : 39 + 3 * index] for index in range(components)]
     if components not in (1, 2, 3, 4) or len({*each}) != 1 or each[0][1:] != b"\x01\x01":

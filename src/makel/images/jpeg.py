@@ -22,6 +22,9 @@ _MOST_SCANS = 100
 """Colour in progressive steps takes about ten. Each is a pass over all blocks: a file of thousands takes minutes."""
 
 _MOST_SEGMENTS = 10_000
+_MOST_PROGRESSIVE_PX = 100_000_000
+"""All coefficients are in memory beside the pixels: nine bytes a pixel."""
+
 _MARKER = re.compile(rb"\xff+([^\x00\xff\xd0-\xd7])", re.DOTALL)
 """What ends a run of compressed data: neither a stuffed zero nor a restart."""
 
@@ -33,7 +36,7 @@ _REVISION, _JFIF = "JFIF revision", re.compile(rb"(JFIF\0)[^\x01]", re.DOTALL)
 _RESTARTS = 0xDD
 
 
-def read_jpeg_header(stream: BinaryIO, _size: int) -> Header:
+def read_jpeg_header(stream: BinaryIO, size: int) -> Header:
     """The header of a JPEG; like its siblings, it takes the file and its size in bytes and raises Malformed."""
     take(stream, 2)
     orientation = 1
@@ -48,6 +51,7 @@ def read_jpeg_header(stream: BinaryIO, _size: int) -> Header:
         if _is_frame(code):
             bits, height, width, components = struct.unpack(">BHHB", payload[:6].ljust(6, b"\0"))
             _check_kind(bits, components)
+            _check_worth(width, height, size, progressive=_is_progressive(code))
             return upright("JPEG", width, height, components, 8, orientation)
     raise Malformed(f"has no frame header in its first {_LONGEST_HEADER >> 20} MiB: it holds no image")
 
@@ -98,6 +102,17 @@ def _check_kind(bits: int, components: int) -> None:
         raise Malformed(f"is {kind}: save it as RGB or grey")
 
 
+def _check_worth(width: int, height: int, size: int, *, progressive: bool) -> None:
+    """Refuse a size that the file cannot hold, or that takes gigabytes to decode."""
+    if progressive and width * height > _MOST_PROGRESSIVE_PX:
+        raise Malformed(
+            f"has {width}x{height} pixels in progressive steps, at most {_MOST_PROGRESSIVE_PX} are read so: save it as "
+            "baseline"
+        )
+    if 8 * size < -(-width // 8) * -(-height // 8):  # a bit for each block of 8 x 8, at least
+        raise Malformed(f"is cut short: {size} bytes cannot hold {width}x{height} pixels; copy it again")
+
+
 def _check_whole(data: bytes) -> bool:
     """Follow a JPEG to its end, and see that its scans hold every bit of every component's coefficients.
 
@@ -119,7 +134,7 @@ def _check_whole(data: bytes) -> bool:
         length = 0 if code == 0x01 else max(int.from_bytes(data[start : start + 2], "big"), 2)
         segment = data[start + 2 : start + length]
         if _is_frame(code):
-            progressive = code & 3 == 2
+            progressive = _is_progressive(code)
             missing = {component: [99] * 64 for component in segment[6::3][: segment[5] if len(segment) > 5 else 0]}
         elif code == _RESTARTS:
             restarts |= any(segment)
@@ -147,6 +162,10 @@ def _mark_scan(segment: bytes, missing: dict[int, list[int]], *, progressive: bo
 
 def _is_frame(code: int) -> bool:
     return 0xC0 <= code <= 0xCF and code not in (0xC4, 0xC8, 0xCC)  # those three are tables
+
+
+def _is_progressive(frame: int) -> bool:
+    return frame & 3 == 2
 
 
 def _marker(stream: BinaryIO) -> int:

@@ -17,7 +17,8 @@ _MOST_CHUNKS = 200_000
 """One for each row of the tallest image known, and time to spare."""
 
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""Colour type → values a pixel."""
+_DEPTHS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}
+"""Colour type → values a pixel, and bits of one."""
 
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Of Adam7: first column and row, and the steps between them."""
@@ -30,18 +31,22 @@ copy, so they are inflated twice."""
 def read_png_header(stream: BinaryIO, size: int) -> Header:
     """The header of a PNG, once all its chunks are seen to be there."""
     width = height = depth = kind = 0
-    orientation, grey = 1, False
+    orientation, grey, palette = 1, False, False
     for name, length in _chunks(stream, size):
         if name == b"IHDR":
-            width, height, depth, kind = struct.unpack(">IIBB", take(stream, 10))
+            width, height, depth, kind, *ways = struct.unpack(">IIBBBBB", take(stream, 13))
+            if depth not in _DEPTHS.get(kind, ()) or ways[:2] != [0, 0] or ways[2] > 1:
+                raise Malformed(f"is damaged: colour type {kind} of {depth} bits, in ways {ways}; copy it again")
             grey = kind in (0, 4)
             check_plausible(width, height, size)
         elif name == b"PLTE" and kind == 3:
-            grey = is_grey(take(stream, length), 3)
+            grey, palette = is_grey(take(stream, length), 3), True
         elif name == b"eXIf":
             orientation = exif_orientation(take(stream, length))
         elif name == b"acTL":
             raise Malformed(ANIMATED)
+        elif name == b"IDAT" and kind == 3 and not palette:
+            raise Malformed("is damaged: it has no palette before its pixels; copy it again")
     return upright("PNG", width, height, 1 if grey else 3, 16 if depth == 16 else 8, orientation)
 
 
@@ -100,8 +105,6 @@ def _inflated(compressed: bytes, expected: int) -> bytes:
 def _raw_size(header: memoryview) -> int:
     """Bytes of the pixels before compression: each row of each pass with its filter's number before it."""
     width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", header)
-    if kind not in _SAMPLES:
-        raise Malformed(f"is damaged: its colour type is {kind}; copy it again")
     total = 0
     for left, top, across, down in _PASSES if interlaced else ((0, 0, 1, 1),):
         columns, rows = -(-(width - left) // across), -(-(height - top) // down)

@@ -285,7 +285,7 @@ def _decode(stream: BinaryIO, size: int, header: Header) -> NDArray[Any]:
     if header.format == "PNG":
         data = png.bare_png(data)
     # The channels of the header: OpenCV alone would take grey with alpha for colour.
-    flags = cv2.IMREAD_GRAYSCALE if header.channels == 1 else cv2.IMREAD_COLOR
+    flags = cv2.IMREAD_GRAYSCALE if header.channels == 1 else cv2.IMREAD_COLOR_RGB
     flags |= cv2.IMREAD_ANYDEPTH | cv2.IMREAD_IGNORE_ORIENTATION
     try:
         pixels: NDArray[Any] | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -293,7 +293,7 @@ def _decode(stream: BinaryIO, size: int, header: Header) -> NDArray[Any]:
         raise Malformed(f"cannot be decoded: {_one_line(error)}") from error
     if pixels is None:
         raise Malformed("cannot be decoded: it is damaged; copy it again")
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB) if header.channels == 3 else pixels
+    return pixels
 
 
 def _one_line(error: Exception) -> str:
