@@ -632,9 +632,7 @@ def test_the_white_level_is_learnt_from_the_good_images(brightest, white):
 
 
 def test_good_images_that_cannot_be_compared_are_refused():
-    with pytest.raises(
-        ImageError, match=r"b\.png has 16 bits and a\.png 8: one model needs images of one bit depth"
-    ):
+    with pytest.raises(ImageError, match=r"b\.png has 16 bits and a\.png 8: one model needs images of one bit depth"):
         Preparation.of([("a.png", GREY), ("b.png", GREY16)], shape=(32, 32))
     with pytest.raises(ImageError, match="no good image could be decoded"):
         Preparation.of([("a.png", ImageError("a.png is empty"))], shape=(32, 32))

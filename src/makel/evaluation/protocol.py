@@ -360,7 +360,7 @@ def evaluate(
         latency = _measure_latency(inspector, run.kept, run.kept_scores, progress)
     else:
         latency = _latency(run.elapsed_ms, len(run.elapsed_ms))
-    kinds = sorted({each.kind for each in (*run.outcomes, *run.refused)} - {"good"})
+    kinds = sorted(({each.kind for each in run.outcomes} | {each.kind for each in run.refused}) - {"good"})
     good_scores = [outcome.score for outcome in run.outcomes if outcome.label == "good"]
     good_pixels = run.pixels.get("good", PixelCurves())
     return Evaluation(

@@ -367,10 +367,11 @@ def _remarks(evaluation: Evaluation) -> list[dict[str, Any]]:
             found.append(_doubt(_price_of_all(evaluation)))
         else:
             refused = evaluation.n_refused("defect")
+            only = f", {refused} of them only as they cannot be judged" if refused else ""
             found.append(
                 (_doubt if refused else _trust)(
-                    f"No defect was missed{f', {refused} of them only as they cannot be judged' if refused else ''}. With {_count(misses.of, 'defect')} the miss rate may still be as high as "
-                    f"{_percent(misses.interval_95[1])}."
+                    f"No defect was missed{only}. With {_count(misses.of, 'defect')} the miss rate may still be as "
+                    f"high as {_percent(misses.interval_95[1])}."
                 )
             )
     if (evaluation.image.auroc or 0) >= 0.95 and (misses.value or 0) > 0.2:
@@ -632,6 +633,7 @@ def _fit_remarks(draft: Draft, losses: Sequence[float], n_unreadable: int) -> li
         found.append(_doubt(f"{_count(outliers, 'good image')} {verb} far above the rest: look at the pictures below."))
     if len(losses) > 4 and losses[-1] > 1.5 * min(losses):
         found.append(_doubt("The loss rose again before the end: training was not stable. Try fewer passes."))
+    found.extend(_doubt(f"{line[:1].upper()}{line[1:]}.") for line in draft.fit.warnings)
     if n_unreadable:
         verb = "was" if n_unreadable == 1 else "were"
         found.append(_doubt(f"{_count(n_unreadable, 'good image')} could not be read and {verb} left out."))
@@ -699,6 +701,8 @@ def _provenance(draft: Draft) -> list[dict[str, Any]]:
             "title": "Its good images",
             "rows": [
                 ("data", provenance.data_name),
+                ("colour", draft.colour()),
+                *((("sizes", sizes),) if (sizes := draft.sizes()) else ()),
                 ("SHA-256", provenance.data_digest),
                 ("fitted on", provenance.n_fit),
                 ("threshold from", f"{provenance.n_calibrate}, {draft.calibration.scheme}"),

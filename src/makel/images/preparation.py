@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import cv2
@@ -92,8 +92,7 @@ class Preparation:
         n_coloured, n_images = len(coloured(kinds)), len({kind.name for kind in kinds})
         if n_coloured > _COLOURED_IMAGES * n_images:
             colour = "any" if any(kind.is_grey_file for kind in kinds) else "rgb"
-        brightest = max(kind.brightest for kind in kinds)
-        white_level = next(level for level in _WHITE_LEVELS if level >= brightest) if first.bit_depth == 16 else None
+        white_level = max(kind.white for kind in kinds) if first.bit_depth == 16 else None
         return cls(*shape, colour, white_level)
 
 
@@ -125,13 +124,27 @@ class Kind:
             shape: Height and width of the input the model takes, in pixels.
         """
         is_grey_file = image.ndim == 2 or image.shape[2] == 1
-        brightest = float(image.max())
-        shows_colour = False
-        if not is_grey_file:
-            white = next((level for level in _WHITE_LEVELS if level >= brightest), _WHITE_LEVELS[-1])
-            pixels = _resize(image, shape).astype(np.float32) / np.float32(_full_scale(image.dtype, white))
-            shows_colour = float((_spread(pixels) > _allowed_spread(pixels)).mean()) > _COLOURED_PIXELS
-        return cls(os.fsdecode(name), 8 * image.dtype.itemsize, is_grey_file, brightest, shows_colour)
+        kind = cls(os.fsdecode(name), 8 * image.dtype.itemsize, is_grey_file, float(image.max()), shows_colour=False)
+        if is_grey_file:
+            return kind
+        pixels = _resize(image, shape).astype(np.float32) / np.float32(kind.white)
+        share = float((_spread(pixels) > _allowed_spread(pixels)).mean())
+        return replace(kind, shows_colour=share > _COLOURED_PIXELS)
+
+    def beside(self, other: Kind) -> Self:
+        """What an image is of which these are two parts."""
+        return replace(
+            self,
+            brightest=max(self.brightest, other.brightest),
+            shows_colour=self.shows_colour or other.shows_colour,
+        )
+
+    @property
+    def white(self) -> int:
+        """The value that is white in it: 255, 1 of pixels in [0, 1], or the full scale of the camera by its looks."""
+        if self.bit_depth == 16:
+            return next(level for level in _WHITE_LEVELS if level >= self.brightest)
+        return 255 if self.bit_depth == 8 else 1
 
 
 def coloured(kinds: Iterable[Kind]) -> list[str]:
@@ -186,7 +199,7 @@ def check_pixels(image: NDArray[Any], name: str) -> None:
 
 def _check(image: NDArray[Any], preparation: Preparation, name: str) -> None:
     check_pixels(image, name)
-    shape, dtype = image.shape, image.dtype
+    dtype = image.dtype
     # A comparison with NaN is false, so this refuses NaN as well.
     if dtype == np.float32 and not (image.min() >= 0 and image.max() <= 1):
         raise ImageError(f"{name} has values from {image.min()} to {image.max()}; float32 must lie in [0, 1]")
