@@ -48,7 +48,10 @@ def apart(vectors: NDArray[np.floating]) -> NDArray[np.bool_]:
             group[child] = group[parent]  # a parent always comes first
         if 2 * group.sum() > n:
             group = ~group
-        if group.sum() < max(_LEAST_GROUP, _LEAST_SHARE * n):
+        inside = group[parents] & group[children]
+        inside[cut] = False
+        # A group is one: what lies alone and takes a neighbour along is none.
+        if group.sum() < max(_LEAST_GROUP, _LEAST_SHARE * n) or lengths[inside].max() > lengths[cut]:
             continue
         rest = distances[np.ix_(~group, ~group)]
         usual = float(np.median(rest[np.triu_indices(len(rest), 1)]))
