@@ -127,8 +127,8 @@ class Kind:
         kind = cls(os.fsdecode(name), 8 * image.dtype.itemsize, is_grey_file, float(image.max()), shows_colour=False)
         if is_grey_file:
             return kind
-        pixels = _resize(image, shape).astype(np.float32) / np.float32(kind.white)
-        share = float((_spread(pixels) > _allowed_spread(pixels)).mean())
+        spread, allowed = _spreads(_resize(image, shape), kind.white)
+        share = float((spread > allowed).mean())
         return replace(kind, shows_colour=share > _COLOURED_PIXELS)
 
     def beside(self, other: Kind) -> Self:
@@ -236,24 +236,24 @@ def _without_tint(pixels: NDArray[Any], white: float) -> NDArray[Any]:
     a tint that grows shows ever more and nothing turns on one grey level.
     """
     grey = np.asarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY))
-    scaled = pixels.astype(np.float32) / np.float32(white)
-    spread, allowed = _spread(scaled), _allowed_spread(scaled)
+    spread, allowed = _spreads(pixels, white)
     if not (spread > allowed).any():
         return grey
-    kept = np.maximum(1 - allowed / np.maximum(spread, allowed), 0)[..., np.newaxis]
-    flat = grey[..., np.newaxis].astype(np.float32)
-    return np.asarray(flat + kept * (pixels - flat), np.float32)
+    kept = 1 - allowed / np.maximum(spread, allowed)
+    flat = grey.astype(np.float32)
+    found = np.empty(pixels.shape, np.float32)
+    for channel in range(3):
+        found[..., channel] = flat + kept * (pixels[..., channel] - flat)
+    return found
 
 
-def _spread(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(H, W): how far the channels of (H, W, 3) lie apart."""
-    red, green, blue = cv2.split(pixels)
-    return np.asarray(np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue), np.float32)
-
-
-def _allowed_spread(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(H, W): how far they may lie apart in a picture without colour, of a white of 1."""
-    return np.asarray(_ROUNDING + _WHITE_BALANCE * pixels.max(axis=2), np.float32)
+def _spreads(pixels: NDArray[Any], white: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """How far the channels of (H, W, 3) lie apart, and how far they may in a picture without colour; (H, W) each."""
+    red, green, blue = pixels[..., 0], pixels[..., 1], pixels[..., 2]
+    highest = np.maximum(np.maximum(red, green), blue)
+    spread = highest - np.minimum(np.minimum(red, green), blue)
+    allowed = np.float32(_ROUNDING * white) + np.float32(_WHITE_BALANCE) * highest
+    return np.asarray(spread, np.float32), np.asarray(allowed, np.float32)
 
 
 def _full_scale(dtype: np.dtype[Any], white_level: int | None) -> int:
