@@ -36,8 +36,8 @@ _REDUCED_PX = 2048
 """An image fitted on in tiles is looked at no larger."""
 
 _SAME_PRINT, _SAME_NOISE = 0.75 / 255, 0.3
-"""Two pictures are one shot where nine tenths of their prints differ by no more than the first, and the finest detail of
-their patches, noise that is, correlates by at least the second. Of eight real sets no two prints come below 1.3 / 255."""
+"""Two pictures are one shot where nine tenths of their prints differ by no more than the first, and their finest
+detail, noise that is, correlates by at least the second. Of eight real sets no two prints come below 1.3 / 255."""
 
 _BLANK = 0.2 / 255
 """Standard deviation of the finest detail below which a patch is blank, as an even background is."""
