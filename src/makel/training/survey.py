@@ -54,6 +54,9 @@ _FEW = 1e-3
 _HIDDEN = 1e-3
 """Share of transparent pixels from which alpha is worth a word."""
 
+_MOST_ALPHA_PIXELS = 64_000_000
+"""Of a larger image alpha is not looked at: Pillow would warn of it."""
+
 _NO_KINDS = re.compile(
     "previews?|thumb(nail)?s?|icons?|cache|backup|bak|te?mp|exports?|outputs?|results?|overlays?|heatmaps?|masks?|"
     "labels?|annotations?|gt",
@@ -99,7 +102,8 @@ class Picture:
         top, left = (max(0, (side - _PATCH_PX) // 2) for side in grey.shape)
         small = cv2.resize(grey, (_PRINT_PX, _PRINT_PX), interpolation=cv2.INTER_AREA)
         patch = grey[top : top + _PATCH_PX, left : left + _PATCH_PX].copy()
-        return cls(path, kind, size_px, lowest, highest, np.asarray(small, np.float32), patch, hidden_share(path))
+        hidden = hidden_share(path) if size_px[0] * size_px[1] <= _MOST_ALPHA_PIXELS else 0.0
+        return cls(path, kind, size_px, lowest, highest, np.asarray(small, np.float32), patch, hidden)
 
     @property
     def nothing(self) -> str:
@@ -153,7 +157,7 @@ def look(paths: Sequence[Path], shape: Shape, *, tiles: TilePlan | None = None) 
 def hidden_share(path: Path) -> float:
     """Share of an image's pixels whose alpha is below a half; 0 for one without alpha."""
     try:
-        with Image.open(path, formats=("PNG", "TIFF", "WEBP", "BMP")) as image:
+        with Image.open(path, formats=("PNG", "TIFF", "WEBP", "BMP", "JPEG2000")) as image:
             if image.mode not in ("RGBA", "LA", "PA") and "transparency" not in image.info:
                 return 0.0
             alpha = image if image.mode in ("RGBA", "LA") else image.convert("RGBA")
