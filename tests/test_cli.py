@@ -390,6 +390,7 @@ class TestModel:
             "method     skip_ae, preset fast\n"
             "backbone   tf_efficientnet_lite0, blocks 1,2 (Apache-2.0, SHA-256 0000000000000000...)\n"
             "images     rgb, seen at 16 x 16 px (width x height)\n"
+            "colour     read in colour\n"
             "fitted on  tiny: 12 good images, 3 to calibrate\n"
             f"fitted at  2025-01-01T00:00:00+00:00 in 2 s, makel {makel.__version__}\n"
             "threshold  0.3 for images, 0.3 for pixels\n"

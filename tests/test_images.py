@@ -502,9 +502,6 @@ def test_the_white_level_becomes_one():
 @pytest.mark.parametrize(
     ("image", "preparation", "message"),
     [
-        (GREY, rgb256, r"x\.png is 37x29 grey; this model was fitted on RGB\. Convert it, or fit again on grey images"),
-        (GREY[..., None], rgb256, r"is 37x29 grey"),
-        (RGB, Preparation(256, 256, "grey"), r"x\.png is 37x29 RGB; this model was fitted on grey"),
         (GREY16, Preparation(256, 256, "grey"), r"x\.png is 16-bit; this model was fitted on 8-bit"),
         (GREY, Preparation(256, 256, "grey", 4095), r"x\.png is 8-bit; this model was fitted on 16-bit"),
         (np.dstack([RGB, ALPHA]), rgb256, r"x\.png has shape \(29, 37, 4\)"),
@@ -539,6 +536,93 @@ def test_colour_is_learnt_from_the_good_images(tmp_path):
     assert learn(ImageError("0.png is empty"), RGB) == Preparation(32, 32, "rgb")
 
 
+def in_colour(image, *gains):
+    """A grey picture as RGB, each channel with a gain of its own; in the same type."""
+    top = 65535 if image.dtype == np.uint16 else 255
+    return np.clip(np.rint(image[..., None] * np.array(gains)), 0, top).astype(image.dtype)
+
+
+def stained(image, stain=(150, 90, 50), size=6):
+    """The same with a rust stain, whose colour is given for a white of 255."""
+    found = in_colour(image, 1, 1, 1)
+    found[4 : 4 + size, 7 : 7 + size] = np.array(stain) * (1 if image.dtype == np.uint8 else 201)
+    return found
+
+
+@pytest.mark.parametrize("grey", [GREY, GREY16], ids=["8 bit", "16 bit"])
+@pytest.mark.parametrize("in_rgb", [False, True], ids=["grey files", "rgb files"])
+def test_neither_single_pixels_nor_a_white_balance_nor_one_image_make_a_product_coloured(grey, in_rgb):
+    base = in_colour(grey, 1, 1, 1) if in_rgb else grey
+    hot = in_colour(grey, 1, 1, 1)
+    hot[3, 5] = (np.array([255, 0, 0]) * (1 if grey.dtype == np.uint8 else 257)).astype(grey.dtype)
+    images = [base] * 4 + [in_colour(grey, 1, 1.01, 0.99), in_colour(grey, 1.01, 1, 0.99), stained(grey), hot]
+
+    def learn(*chosen):
+        return Preparation.of([(f"{index}.png", image) for index, image in enumerate(chosen)], shape=(29, 37)).colour
+
+    assert learn(*images) == "grey"
+    assert learn(hot, hot) == "grey"
+    coloured = [stained(grey, (200, 40, 40))] * 3  # a red label, on most of them
+    assert learn(*coloured, base) == ("rgb" if in_rgb else "any")
+    assert learn(base, base, base, coloured[0]) == "grey"
+
+
+def test_tiles_of_one_image_count_as_one():
+    red = np.full((8, 8, 3), (200, 40, 40), np.uint8)
+    grey = np.full((8, 8, 3), 128, np.uint8)
+    four = [("0.tif", grey)] * 5 + [("0.tif", red)] + [("1.tif", grey)] * 6 + [("2.tif", grey)] * 6
+    assert Preparation.of(four, shape=(8, 8)).colour == "rgb"  # one of three images
+    assert Preparation.of([*four, ("3.tif", grey)], shape=(8, 8)).colour == "grey"  # one of four
+
+
+@pytest.mark.parametrize(
+    ("grey", "white"), [(GREY, None), (GREY16, 65535), (GREY.astype(np.float32) / 255, None)], ids=lambda p: str(p)[:4]
+)
+def test_of_a_model_fitted_on_grey_a_tint_is_taken_out_and_a_stain_shows(grey, white):
+    preparation = Preparation(29, 37, "grey", white)
+    flat = prepare(grey, preparation)
+    rounding = 1 / 255
+    if grey.dtype == np.float32:
+        tinted, rust = grey[..., None] * np.float32([1, 0.99, 0.98]), np.dstack([grey] * 3)
+        rust[4:10, 7:13] = np.float32([150, 90, 50]) / 255
+    else:
+        tinted, rust = in_colour(grey, 1, 0.99, 0.98), stained(grey)
+    prepared = prepare(tinted, preparation)
+    assert np.ptp(prepared, axis=0).max() == 0
+    np.testing.assert_allclose(prepared, flat, atol=0.02)
+    found = prepare(rust, preparation)
+    # 150 and 50 of 255 lie 0.392 apart, of which 8 / 255 and 3 % of 150 / 255 are allowed; grey is 0.403.
+    scale = 1 if grey.dtype != np.uint16 else 201 / 257
+    spread, allowed, level = scale * 100 / 255, 8 / 255 + 0.03 * scale * 150 / 255, scale * 103.38 / 255
+    kept = 1 - allowed / spread
+    for channel, value in enumerate((150, 90, 50)):
+        expected = level + kept * (scale * value / 255 - level)
+        np.testing.assert_allclose(found[channel, 4:10, 7:13], expected, atol=rounding)
+    away = np.ones(grey.shape, bool)
+    away[4:10, 7:13] = False
+    np.testing.assert_allclose(found[:, away], flat[:, away], atol=1e-6)
+
+
+def test_a_tint_that_grows_never_turns_on_one_grey_level():
+    """The picture changes by no more than the tint and its rounded grey do, where it begins to show as everywhere."""
+    before = None
+    for step in range(60):
+        image = np.full((8, 8, 3), (128 + step, 128, 128), np.uint8)
+        prepared = prepare(image, Preparation(8, 8, "grey"))[:, 0, 0]
+        if before is not None:
+            assert np.abs(prepared - before).max() <= 1.6 / 255
+        before = prepared
+    assert np.ptp(before) > 0.15
+
+
+@pytest.mark.parametrize("colour", ["rgb", "any"])
+def test_a_model_fitted_on_colour_takes_grey_as_three_equal_channels(colour):
+    prepared = prepare(GREY, Preparation(29, 37, colour))
+    np.testing.assert_array_equal(prepared, prepare(np.dstack([GREY] * 3), Preparation(29, 37, colour)))
+    np.testing.assert_array_equal(prepare(GREY[..., None], Preparation(29, 37, colour)), prepared)
+    np.testing.assert_array_equal(prepared, np.broadcast_to(GREY / np.float32(255), (3, 29, 37)))
+
+
 @pytest.mark.parametrize(
     ("brightest", "white"), [(900, 1023), (1023, 1023), (1024, 4095), (9000, 16383), (65535, 65535)]
 )
@@ -548,9 +632,7 @@ def test_the_white_level_is_learnt_from_the_good_images(brightest, white):
 
 
 def test_good_images_that_cannot_be_compared_are_refused():
-    with pytest.raises(
-        ImageError, match=r"b\.png is uint16 and a\.png is uint8: one model needs images of one bit depth"
-    ):
+    with pytest.raises(ImageError, match=r"b\.png has 16 bits and a\.png 8: one model needs images of one bit depth"):
         Preparation.of([("a.png", GREY), ("b.png", GREY16)], shape=(32, 32))
     with pytest.raises(ImageError, match="no good image could be decoded"):
         Preparation.of([("a.png", ImageError("a.png is empty"))], shape=(32, 32))
@@ -580,8 +662,8 @@ def test_decoding_ahead_keeps_the_order_and_goes_on_after_an_error(files, worker
 def test_decoding_ahead_can_prepare_and_names_what_it_cannot(files):
     results = list(decode_all(files[:3], preparation=Preparation(4, 4, "grey")))
     assert [image.shape for _, image in results] == [(3, 4, 4)] * 3
-    ((_, error),) = decode_all(files[:1], preparation=Preparation(4, 4, "rgb"))
-    assert "00.png is 8x8 grey" in str(error)
+    ((_, error),) = decode_all(files[:1], preparation=Preparation(4, 4, "rgb", 4095))
+    assert "00.png is 8-bit; this model was fitted on 16-bit images" in str(error)
 
 
 def test_decoding_ahead_takes_no_more_than_it_may_and_ends_with_its_reader(files):

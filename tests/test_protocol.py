@@ -35,6 +35,8 @@ KEYS = {
     "miss_interval",
     "n_good",
     "n_defect",
+    "n_good_refused",
+    "n_defect_refused",
     "n_unlabelled",
     "n_unmarked",
     "blank_masks",
@@ -261,28 +263,42 @@ class TestKinds:
 
 
 class TestWhatCannotBeUsed:
-    def test_unreadable_images_are_failures_and_the_run_goes_on(self, inspector, line):
+    def test_what_cannot_be_judged_counts_as_rejected_and_the_run_goes_on(self, inspector, line):
         whole = measure(inspector, line)[1]
         broken = line / "test/good/broken.png"
         broken.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
-        grey = write(line / "test/dim/grey.png", np.full((32, 48), 150, np.uint8))  # the model takes RGB
+        deep = write(line / "test/dim/deep.png", np.full((32, 48), 150, np.uint16))  # the model takes 8 bits
         gone = Sample(line / "test/dim/gone.png", "defect", "dim")
         evaluation = evaluate(inspector, [*load(line).test, gone])
         said = evaluation.to_json()
-        assert [each["path"] for each in said["failures"]] == [str(grey), str(broken), str(gone.image_path)]
+        assert [each["path"] for each in said["failures"]] == [str(deep), str(broken), str(gone.image_path)]
         for each in said["failures"]:
             assert each["path"] in each["error"]
             assert "\n" not in each["error"]
         assert {key: said[key] for key in METRICS} == {key: whole[key] for key in METRICS}
-        assert (said["n_good"], said["n_defect"], said["n_unmarked"]) == (4, 5, 0)
-        assert evaluation.lines()[0].startswith("left out: ")
-        assert len(evaluation.lines()) == 5 + 3
+        # Of 4 good images 1 was rejected, of 5 defects 2 passed: one more good is rejected, two more defects are found.
+        assert (said["n_good"], said["n_defect"], said["n_unmarked"]) == (5, 7, 0)
+        assert (said["false_reject_rate"], said["miss_rate"]) == (2 / 5, 2 / 7)
+        assert (said["n_good_refused"], said["n_defect_refused"]) == (1, 2)
+        assert (said["per_kind"]["dim"]["n"], said["per_kind"]["dim"]["miss_rate"]) == (4, 2 / 4)
+        lines = evaluation.lines()
+        assert lines[0].startswith("refused: ")
+        assert len(lines) == 5 + 3
+        assert lines[-3].startswith("false rejects  2 of 5 (40.0 %")
+        assert lines[-3].endswith("of the good images, 1 of them as they cannot be judged")
+        assert lines[-2].endswith("of the defects; 2 found only as they cannot be judged")
+        assert str(evaluation.refusals()).startswith(
+            "3 of 12 images cannot be judged, and the line would take them out: 1 good, counted as false rejects; "
+            f"2 with a defect, counted as found (such as: {deep}"
+        )
 
-    def test_a_kind_of_which_no_image_can_be_read_has_no_row(self, inspector, line):
+    def test_a_kind_of_which_no_image_can_be_judged_is_found_by_refusal(self, inspector, line):
         (line / "test/hole").mkdir()
         (line / "test/hole/0.png").write_bytes(b"no image")
         said = measure(inspector, line)[1]
-        assert set(said["per_kind"]) == {"bright", "dim"}
+        assert set(said["per_kind"]) == {"bright", "dim", "hole"}
+        hole = said["per_kind"]["hole"]
+        assert (hole["n"], hole["miss_rate"], hole["image_auroc"], hole["pixel_auroc"]) == (1, 0, None, None)
         assert len(said["failures"]) == 1
 
     def test_when_no_image_can_be_read(self, inspector, line):
@@ -290,7 +306,8 @@ class TestWhatCannotBeUsed:
         evaluation = evaluate(inspector, samples)
         said = json.loads(json.dumps(evaluation.to_json(), allow_nan=False))
         assert len(said["failures"]) == 9
-        assert all(said[key] is None for key in (*METRICS, "latency_ms", "miss_rate", "false_reject_rate"))
+        assert all(said[key] is None for key in (*METRICS, "latency_ms"))
+        assert (said["false_reject_rate"], said["miss_rate"]) == (1, 0)
         assert evaluation.lines()[-1] == "latency        not measured for a decoded image"
 
     @pytest.mark.parametrize("size", [(32, 47), (48, 32), (16, 16)])
@@ -431,8 +448,9 @@ class TestCommand:
         (line / "test/good/broken.png").write_bytes(b"no image")
         code, out, err = makel_says("evaluate", model, line)
         assert code == 3
-        assert out.startswith("left out: ")
-        assert err == "makel: 1 image or mask could not be used\n"
+        assert out.startswith("refused: ")
+        assert err.startswith("makel: 1 of 10 images cannot be judged, and the line would take them out: 1 good, ")
+        assert err.count("\n") == 1
 
 
 @pytest.mark.real

@@ -131,8 +131,12 @@ def test_images_of_the_fit_are_left_out_by_name(tmp_path, good):
     (good / "copy.png").write_bytes((good / "04.png").read_bytes())
     (good / "text.png").write_bytes(b"text")
     done = makel.recalibrate(model, good, tmp_path / "again")
-    assert done.n_images == 18
-    assert done.warnings == ()
+    assert (done.n_images, done.n_refused, done.n_above) == (18, 1, 4)
+    assert done.warnings == (
+        "1 of the 19 fresh images cannot be judged: the line rejects such parts at every threshold, beside what is "
+        "promised. Mend what makes them so",
+    )
+    assert "rejects    4 of the 19 fresh images, 1 before; 1 of them as they cannot be judged" in done.lines()
     lines = done.to_json()["left_out"]
     assert [line.split("/")[-1].split(" ")[0] for line in lines] == ["03.png", "copy.png", "text.png"]
     assert "was fitted on" in lines[0]

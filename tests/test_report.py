@@ -172,12 +172,15 @@ class TestEvaluationReport:
         write(line / "ground_truth/dim/0_mask.png", 0 * MASK)
         (line / "test/good/<br>.png").write_bytes(b"no image")
         page = report(tmp_path, evaluate(inspector, load(line).test))
-        left_out = page.text.partition("Left out")[2]
+        left_out = page.text.partition("Refused, or not used")[2]
         assert f"{line}/test/good/<br>.png" in left_out
         blank = page.text.partition("Masks that mark nothing")[2].partition("Where it comes from")[0]
         assert f"{line}/ground_truth/dim/0_mask.png" in blank
         assert "1 of 4 defect images has no usable mask" in page.text
-        assert "1 failure, 0 without a label" in page.text
+        assert "1 of the good and 0 of those with defects: they count as rejected and have no score" in page.text
+        assert "1 of 8 images cannot be judged, and the line would take them out: 1 good" in page.text
+        assert "Of 4 good images it rejects 2" in page.text
+        assert "0 masks, 0 without a label" in page.text
         assert page.text.count("no usable mask") == 2  # in the remark and beside the picture
 
     def test_good_images_only(self, inspector, line, tmp_path):
@@ -211,7 +214,9 @@ class TestEvaluationReport:
     def test_when_nothing_could_be_read(self, inspector, line, tmp_path):
         samples = [replace(sample, image_path=line / "none.png") for sample in load(line).test]
         page = report(tmp_path, evaluate(inspector, samples))
-        assert page.text.count("No image could be inspected.") == 2
+        assert page.text.count("No image could be inspected.") == 1
+        assert "Of 3 good images it rejects 3" in page.text
+        assert "No defect was missed, 4 of them only as they cannot be judged." in page.text
         assert "Not measured: no image could be inspected." in page.text
         assert page.images == []
         assert "colours of the anomaly maps" not in page.labels

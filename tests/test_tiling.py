@@ -201,8 +201,18 @@ def test_pictures_of_a_camera_are_judged_as_files_are(inspector: Inspector) -> N
     wanted = inspector.inspect(drawn)
     for verdict in inspector.judge([inspector.prepare(drawn), inspector.prepare(drawn[..., None])]):
         assert (verdict.score, verdict.regions) == (wanted.score, wanted.regions)
-    with pytest.raises(ImageError, match="this model was fitted on grey"):
-        inspector.prepare(np.full((80, 80, 3), (255, 0, 0), np.uint8))
+    in_rgb = np.dstack([drawn] * 3)
+    assert inspector.inspect(in_rgb).score == wanted.score
+    with pytest.raises(ImageError, match="this model was fitted on 8-bit images"):
+        inspector.prepare(drawn.astype(np.uint16))
+
+
+def test_a_colour_where_there_was_none_is_found_in_tiles_too(inspector: Inspector) -> None:
+    """The same grey, in a pure colour: 255 of red alone stands out from mid grey, 128 of all channels does not."""
+    image = np.full((80, 80, 3), GREY, np.uint8)
+    before = inspector.inspect(image).score
+    image[40:52, 40:52] = (255, 128, 128)
+    assert inspector.inspect(image).score > before + 0.1
 
 
 def test_a_number_that_is_not_finite_never_passes(inspector: Inspector) -> None:

@@ -26,7 +26,8 @@ from makel.types import Sample
 
 METRICS = (
     "image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "pixel_f1_max", "aupro_30", "aupro_05",
-    "false_reject_rate", "miss_rate", "n_good", "n_defect", "n_unmarked", "n_left_out",
+    "false_reject_rate", "miss_rate", "n_good", "n_defect", "n_good_refused",
+    "n_defect_refused", "n_unmarked", "n_left_out",
 )  # fmt: skip
 
 

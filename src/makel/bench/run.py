@@ -237,7 +237,10 @@ def _remarks(records: Sequence[Record], times: dict[str, Any] | None) -> tuple[s
         found.append(f"cells were measured on {len(machines)} machines ({'; '.join(machines)}): compare no times")
     partial = sum(bool(record.result["metrics"]["n_left_out"]) for record in records if record.done)
     if partial:
-        found.append(f"{partial} cells could not use every test image or mask: see their warnings in results.csv")
+        found.append(
+            f"{partial} cells could not judge every test image, or use every mask: see their warnings in results.csv. "
+            "Images that cannot be judged count as rejected in the rates, and have no part in AUROC"
+        )
     if times and "error" in times:
         found.append(f"inference times are missing: {times['error']}")
     return tuple(found)

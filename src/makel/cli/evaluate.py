@@ -43,8 +43,9 @@ def evaluate(
         print(json.dumps(evaluation.to_json()))
     else:
         print("\n".join([*evaluation.lines(), f"report         {report}"]))
-    say(filter(None, (*evaluation.notes, evaluation.unmarked(), evaluation.seen())))
+    say(filter(None, (*evaluation.notes, evaluation.refusals(), evaluation.unmarked(), evaluation.seen())))
     if evaluation.failures:
-        what = "image or mask" if len(evaluation.failures) == 1 else "images or masks"
-        print(f"makel: {len(evaluation.failures)} {what} could not be used", file=sys.stderr)
+        n_masks = len(evaluation.failures) - len(evaluation.refused)
+        if n_masks:
+            print(f"makel: {n_masks} mask{'' if n_masks == 1 else 's'} could not be used", file=sys.stderr)
         raise typer.Exit(CODES[ImageError][0])

@@ -75,11 +75,14 @@ def info(
         "method": f"{manifest.method.name}, preset {manifest.method.preset}",
         "backbone": backbone,
         "images": f"{preparation.colour}, {taken} at {in_px(preparation.shape)} (width x height)",
+        "colour": manifest.colour(),
         "fitted on": f"{provenance.data_name}: {provenance.n_fit} good images, {provenance.n_calibrate} to calibrate",
         "fitted at": f"{provenance.created} in {seconds:.0f} s, makel {manifest.makel_version}",
         "threshold": f"{calibration.image_threshold:.6g} for images, {calibration.pixel_threshold:.6g} for pixels",
         "promise": calibration.explain(),
     }
+    if sizes := manifest.sizes():
+        rows["sizes"] = sizes
     if (again := manifest.recalibration) is not None:
         beside = ", beside those of before" if again.joined else ""
         images = f"{again.n_images} images of {again.data_name}{beside}"

@@ -14,7 +14,9 @@ Nothing is learned from the test images: no threshold, no scaling, no choice of 
 6. A model with tiles has maps as large as its images. They and the masks are reduced by the whole number that brings a
    tile to the model's input size, or a larger one where the longer side would still be over 2048: a pixel counts with
    the highest score of those it stands for, and as defect if any of them is. Rules 1 to 4 then hold at that size.
-7. Latency is that of `Inspector.inspect` on one decoded image at a time, after everything else, when no decoding runs
+7. An image that cannot be judged counts as what the line makes of it, a reject with a reason: good ones among the false
+   rejects, defects as found by refusal. It has no score, so it takes no part in the ranking of images or pixels.
+8. Latency is that of `Inspector.inspect` on one decoded image at a time, after everything else, when no decoding runs
    beside it. With tiles it is that of every image as it is inspected, reading and decoding left out.
 """
 
@@ -98,6 +100,23 @@ class Outcome:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """A labelled image that cannot be judged, which the line takes out with a reason in place of a score.
+
+    Attributes:
+        path: The image file.
+        label: What it is.
+        kind: The defect kind; "good" for good images.
+        reason: Why it cannot be judged, one line.
+    """
+
+    path: Path
+    label: Literal["good", "defect"]
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Rate:
     """How often something happened.
 
@@ -175,16 +194,17 @@ class Evaluation:
 
     Attributes:
         manifest: The model that was measured.
-        outcomes: Every image that could be inspected, in the order given.
+        outcomes: Every image that could be judged, in the order given.
+        refused: Every image that could not, in the order given.
         image: Image scores ranked.
         pixel: Pixels ranked, see this module's rules.
-        false_rejects: Good images that were rejected.
-        misses: Defects that passed.
+        false_rejects: Good images that were rejected, those that were refused among them.
+        misses: Defects that passed; of all defects, those found by refusal among them.
         per_kind: One result for each kind of defect, by name.
         latency: None where no image could be inspected.
-        failures: Path and reason, for each image that could not be inspected and each mask that could not be used.
+        failures: Path and reason, for each image that was refused and each mask that could not be used.
         n_unlabelled: Samples that nobody labelled; they are left out.
-        n_unmarked: Defect images inspected whose pixels do not count: without a mask, or one of `blank_masks`, or one
+        n_unmarked: Defect images judged whose pixels do not count: without a mask, or one of `blank_masks`, or one
             among the failures.
         blank_masks: Masks that mark no pixel that is inspected, at the model's input size.
         n_seen: Good images that were fitted on, or that the thresholds come from: they say nothing of new parts. Told
@@ -196,6 +216,7 @@ class Evaluation:
 
     manifest: Manifest
     outcomes: tuple[Outcome, ...]
+    refused: tuple[Refusal, ...]
     image: Curves
     pixel: Curves
     false_rejects: Rate
@@ -231,6 +252,8 @@ class Evaluation:
             "miss_interval": _list(self.misses.interval_95),
             "n_good": self.false_rejects.of,
             "n_defect": self.misses.of,
+            "n_good_refused": self.n_refused("good"),
+            "n_defect_refused": self.n_refused("defect"),
             "n_unlabelled": self.n_unlabelled,
             "n_unmarked": self.n_unmarked,
             "blank_masks": [str(path) for path in self.blank_masks],
@@ -241,12 +264,30 @@ class Evaluation:
             "notes": list(self.notes),
         }
 
+    def n_refused(self, label: Literal["good", "defect"]) -> int:
+        """How many images of a label could not be judged."""
+        return sum(refusal.label == label for refusal in self.refused)
+
+    def refusals(self) -> str | None:
+        """One line on the images that could not be judged, or None where all could."""
+        if not self.refused:
+            return None
+        good, defect = self.n_refused("good"), self.n_refused("defect")
+        n = len(self.refused)
+        text = f"{n} of {n + len(self.outcomes)} images cannot be judged, and the line would take them out: "
+        parts = [
+            *((f"{good} good, counted as false rejects",) if good else ()),
+            *((f"{defect} with a defect, counted as found",) if defect else ()),
+        ]
+        return f"{text}{'; '.join(parts)} (such as: {self.refused[0].reason})"
+
     def unmarked(self) -> str | None:
         """One line on the defects whose pixels do not count, or None where all do."""
         if not self.n_unmarked:
             return None
         have = "has no usable mask and counts" if self.n_unmarked == 1 else "have no usable mask and count"
-        text = f"{self.n_unmarked} of {self.misses.of} defect images {have} among the images, not among the pixels"
+        n_judged = self.misses.of - self.n_refused("defect")
+        text = f"{self.n_unmarked} of {n_judged} defect images {have} among the images, not among the pixels"
         if self.blank_masks:
             marks = "mask marks" if len(self.blank_masks) == 1 else "masks mark"
             text += f" ({len(self.blank_masks)} {marks} no pixel, such as {shown(self.blank_masks[0])})"
@@ -264,15 +305,18 @@ class Evaluation:
 
     def lines(self) -> list[str]:
         """The figures for a person, five lines and the failures."""
-        latency = self.latency
+        latency, refused = self.latency, {refusal.path for refusal in self.refused}
+        good, defect = self.n_refused("good"), self.n_refused("defect")
+        unjudged = f", {good} of them as they cannot be judged" if good else ""
+        by_refusal = f"; {defect} found only as they cannot be judged" if defect else ""
         speed = "not measured" if latency is None else f"{latency.p50:.1f} ms median, {latency.p99:.1f} ms p99"
         return [
-            *(f"left out: {reason}" for _, reason in self.failures),
+            *(f"{'refused' if path in refused else 'left out'}: {reason}" for path, reason in self.failures),
             f"images         AUROC {figure(self.image.auroc)}, AP {figure(self.image.ap)}",
             f"pixels         AUROC {figure(self.pixel.auroc)}, AP {figure(self.pixel.ap)}, "
             f"AUPRO {figure(self.pixel.aupro_30)} at 0.30 and {figure(self.pixel.aupro_05)} at 0.05",
-            f"false rejects  {_rate(self.false_rejects)} of the good images",
-            f"misses         {_rate(self.misses)} of the defects",
+            f"false rejects  {_rate(self.false_rejects)} of the good images{unjudged}",
+            f"misses         {_rate(self.misses)} of the defects{by_refusal}",
             f"latency        {speed} for a decoded image",
             *(f"note           {line}" for line in self.notes),
         ]
@@ -283,8 +327,8 @@ def evaluate(
 ) -> Evaluation:
     """Measure a model on labelled images.
 
-    An image that cannot be inspected, and a mask that cannot be used, is listed among the failures and the rest goes
-    on. No maps are kept but the few to be shown, so memory does not grow with the number of images.
+    An image that cannot be judged counts as rejected; it, and a mask that cannot be used, is listed among the failures
+    and the rest goes on. No maps are kept but the few to be shown, so memory does not grow with the number of images.
 
     Args:
         inspector: The model.
@@ -316,22 +360,23 @@ def evaluate(
         latency = _measure_latency(inspector, run.kept, run.kept_scores, progress)
     else:
         latency = _latency(run.elapsed_ms, len(run.elapsed_ms))
-    kinds = sorted(run.pixels.keys() - {"good"})
+    kinds = sorted(({each.kind for each in run.outcomes} | {each.kind for each in run.refused}) - {"good"})
     good_scores = [outcome.score for outcome in run.outcomes if outcome.label == "good"]
     good_pixels = run.pixels.get("good", PixelCurves())
     return Evaluation(
         manifest=inspector.manifest,
         outcomes=tuple(run.outcomes),
+        refused=tuple(run.refused),
         image=rank_images(good_scores, [outcome.score for outcome in run.outcomes if outcome.label == "defect"]),
         pixel=_together(*run.pixels.values()).results(),
-        false_rejects=_rate_of(run.outcomes, "good", rejected=True),
-        misses=_rate_of(run.outcomes, "defect", rejected=False),
+        false_rejects=run.rate("good", rejected=True),
+        misses=run.rate("defect", rejected=False),
         per_kind=tuple(
             KindResult(
                 kind=kind,
                 image=rank_images(good_scores, [each.score for each in run.outcomes if each.kind == kind]),
-                pixel=_together(good_pixels, run.pixels[kind]).results(),
-                misses=_rate_of([each for each in run.outcomes if each.kind == kind], "defect", rejected=False),
+                pixel=_together(good_pixels, run.pixels.get(kind, PixelCurves())).results(),
+                misses=run.rate("defect", kind, rejected=False),
             )
             for kind in kinds
         ),
@@ -364,6 +409,7 @@ class _Run:
         self._rules = Rules(inspector.manifest)
         self._has_masks = any(sample.mask_path is not None for sample in samples)
         self.outcomes: list[Outcome] = []
+        self.refused: list[Refusal] = []
         self.pixels: dict[str, PixelCurves] = {}  # by kind; "good" are the good images
         self.failures: list[tuple[Path, str]] = []
         self.n_unmarked = 0
@@ -392,7 +438,7 @@ class _Run:
             self._rules.zones.check_aspect(width_px, height_px, name)
             prepared = prepare(image, self._inspector.manifest.preprocessing, name=name)
         except ImageError as error:
-            self.failures.append((sample.image_path, str(error)))
+            self._refuse(sample, error)
             return
         scores = self._inspector.scores(prepared[np.newaxis])
         raw, anomaly_map = float(scores.image[0]), scores.anomaly_map[0, 0]
@@ -411,7 +457,7 @@ class _Run:
         try:
             verdict = self._inspector.inspect(sample.image_path)
         except ImageError as error:
-            self.failures.append((sample.image_path, str(error)))
+            self._refuse(sample, error)
             return
         shape = verdict.anomaly_map.shape
         side = min(self._inspector.manifest.preprocessing.shape)
@@ -421,6 +467,17 @@ class _Run:
         judgement = Judgement(verdict.verdict == "reject", verdict.score, verdict.p_value, verdict.zones)
         self._record(sample, judgement, picture, reduce_peaks(verdict.anomaly_map, factor), truth)
         self.elapsed_ms.append(verdict.elapsed_ms)
+
+    def rate(self, label: str, kind: str | None = None, *, rejected: bool) -> Rate:
+        """How many of the images of a label, or of a kind of defect, were rejected, or passed."""
+        among = [each.rejected for each in self.outcomes if each.label == label and kind in (None, each.kind)]
+        among += [True for each in self.refused if each.label == label and kind in (None, each.kind)]
+        return Rate(sum(each == rejected for each in among), len(among))
+
+    def _refuse(self, sample: Sample, error: ImageError) -> None:
+        label: Literal["good", "defect"] = "good" if sample.label == "good" else "defect"
+        self.refused.append(Refusal(sample.image_path, label, _kind(sample), str(error)))
+        self.failures.append((sample.image_path, str(error)))
 
     def _record(
         self,
@@ -548,11 +605,6 @@ def _together(*parts: PixelCurves) -> PixelCurves:
     for part in parts:
         total.include(part)
     return total
-
-
-def _rate_of(outcomes: Sequence[Outcome], label: str, *, rejected: bool) -> Rate:
-    among = [outcome.rejected for outcome in outcomes if outcome.label == label]
-    return Rate(sum(each == rejected for each in among), len(among))
 
 
 def _kind(sample: Sample) -> str:

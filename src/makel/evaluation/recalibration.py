@@ -49,8 +49,9 @@ class Recalibrated:
         path: The new model folder.
         manifest: Its manifest.
         before: The calibration it replaces.
-        n_above_before: How many of the fresh images score above a threshold before.
-        n_above: How many of them score above one now.
+        n_above_before: How many of the fresh images score above a threshold before, or cannot be judged.
+        n_above: How many of them score above one now, or cannot be judged.
+        n_refused: How many of them cannot be judged: the line takes them out at every threshold.
         n_known: How many of the fresh images are of those that the thresholds came from before.
         left_out: Each image that was not used, and why.
         warning: What could not be checked; "" where nothing.
@@ -62,6 +63,7 @@ class Recalibrated:
     before: Calibration
     n_above_before: int
     n_above: int
+    n_refused: int
     n_known: int
     left_out: tuple[tuple[str, str], ...]
     warning: str
@@ -71,9 +73,14 @@ class Recalibrated:
     def warnings(self) -> tuple[str, ...]:
         """What to look at before this model judges; none as a rule."""
         found: tuple[str, ...] = (self.warning,) if self.warning else ()
-        if self.n_images and self.before.contradicted_by(self.n_above_before, self.n_images):
+        if self.n_refused:
             found += (
-                f"{self.n_above_before} of the {self.n_images} fresh images were rejects before, more than luck "
+                f"{self.n_refused} of the {self.n_fresh} fresh images cannot be judged: the line rejects such parts at "
+                "every threshold, beside what is promised. Mend what makes them so",
+            )
+        if self.n_fresh and self.before.contradicted_by(self.n_above_before, self.n_fresh):
+            found += (
+                f"{self.n_above_before} of the {self.n_fresh} fresh images were rejects before, more than luck "
                 "explains: are all of them good? If one shows a defect, the new threshold lets such defects pass; if "
                 "the line has changed this much, fit again with these images",
             )
@@ -83,6 +90,11 @@ class Recalibrated:
     def n_images(self) -> int:
         """Fresh images used."""
         return self.manifest.recalibration.n_images if self.manifest.recalibration else 0
+
+    @property
+    def n_fresh(self) -> int:
+        """Fresh images, those that cannot be judged among them."""
+        return self.n_images + self.n_refused
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -101,6 +113,7 @@ class Recalibrated:
             "threshold": calibration.image_threshold,
             "n_above_before": self.n_above_before,
             "n_above": self.n_above,
+            "n_refused": self.n_refused,
             "requested_false_reject": calibration.requested_false_reject,
             "promised_false_reject": calibration.promised_false_reject,
             "zones": [] if zones is None else zones.lines(calibration),
@@ -110,6 +123,7 @@ class Recalibrated:
         """The same for a person."""
         calibration, n = self.manifest.calibration, self.n_images
         joined = f", beside {calibration.n - n} known before" if calibration.n > n else ""
+        refused = f"; {self.n_refused} of them as they cannot be judged" if self.n_refused else ""
         known = f"; {self.n_known} of them set the thresholds before and say nothing new" if self.n_known else ""
         return [
             *self._left_out(),
@@ -118,7 +132,7 @@ class Recalibrated:
             f"model      {self.path} ({self.manifest.model_id})",
             f"images     {_count(n, 'fresh good image')}{joined}{known}",
             f"threshold  {calibration.image_threshold:.4g}, was {self.before.image_threshold:.4g}",
-            f"rejects    {self.n_above} of the {n} fresh images score above it, {self.n_above_before} before",
+            f"rejects    {self.n_above} of the {self.n_fresh} fresh images, {self.n_above_before} before{refused}",
             f"promise    {calibration.explain()}",
             *(f"zones      {line}" for line in self.to_json()["zones"]),
         ]
@@ -205,8 +219,9 @@ def recalibrate(
         target,
         written,
         manifest.calibration,
-        _above(measured, manifest),
-        _above(measured, written),
+        _above(measured, manifest) + len(measured.unreadable),
+        _above(measured, written) + len(measured.unreadable),
+        len(measured.unreadable),
         len({*manifest.calibrate_hashes} & {short_hash(hash_of[path]) for path in measured.paths}),
         tuple(left_out),
         _warning(manifest),
@@ -227,9 +242,8 @@ def _fresh(images: Sequence[Path], manifest: Manifest, *, join: bool) -> tuple[d
         try:
             with path.open("rb") as file:
                 content = file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            left_out.append((shown(path), f"cannot be read: {error.strerror}"))
-            continue
+        except OSError:  # decoding says why
+            content = sha256(f"unreadable {path}".encode(errors="surrogateescape")).hexdigest()
         if content in found:
             left_out.append((shown(path), f"is {shown(found[content].name)} once more, byte for byte"))
         elif short_hash(content) in fitted:

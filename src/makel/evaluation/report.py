@@ -189,10 +189,16 @@ def write_evaluation_report(target: Path, evaluation: Evaluation, *, data_name: 
             {
                 "title": "The measurement",
                 "rows": [
-                    ("images", f"{len(good)} good, {len(defect)} with defects"),
+                    ("images", f"{evaluation.false_rejects.of} good, {evaluation.misses.of} with defects"),
+                    (
+                        "not judged",
+                        f"{evaluation.n_refused('good')} of the good and {evaluation.n_refused('defect')} of those "
+                        "with defects: they count as rejected and have no score",
+                    ),
                     (
                         "not used",
-                        f"{_count(len(evaluation.failures), 'failure')}, {evaluation.n_unlabelled} without a label",
+                        f"{_count(len(evaluation.failures) - len(evaluation.refused), 'mask')}, "
+                        f"{evaluation.n_unlabelled} without a label",
                     ),
                     (
                         "pixels",
@@ -360,10 +366,12 @@ def _remarks(evaluation: Evaluation) -> list[dict[str, Any]]:
         if misses.count:
             found.append(_doubt(_price_of_all(evaluation)))
         else:
+            refused = evaluation.n_refused("defect")
+            only = f", {refused} of them only as they cannot be judged" if refused else ""
             found.append(
-                _trust(
-                    f"No defect was missed. With {_count(misses.of, 'defect')} the miss rate may still be as high as "
-                    f"{_percent(misses.interval_95[1])}."
+                (_doubt if refused else _trust)(
+                    f"No defect was missed{only}. With {_count(misses.of, 'defect')} the miss rate may still be as "
+                    f"high as {_percent(misses.interval_95[1])}."
                 )
             )
     if (evaluation.image.auroc or 0) >= 0.95 and (misses.value or 0) > 0.2:
@@ -390,8 +398,10 @@ def _remarks(evaluation: Evaluation) -> list[dict[str, Any]]:
         )
     if unmarked := evaluation.unmarked():
         found.append(_doubt(f"{unmarked}."))
-    if evaluation.failures:
-        found.append(_doubt(f"{_count(len(evaluation.failures), 'file')} could not be used; listed below."))
+    if refusals := evaluation.refusals():
+        found.append(_doubt(f"{refusals}."))
+    if n_masks := len(evaluation.failures) - len(evaluation.refused):
+        found.append(_doubt(f"{_count(n_masks, 'mask')} could not be used; listed below."))
     if not evaluation.pixel.exact:
         found.append(_doubt("Pixel scores span so wide a range that neighbouring values were counted as equal."))
     found.append(
@@ -408,6 +418,7 @@ def _price_of_all(evaluation: Evaluation) -> str:
     passed = [each.score for each in evaluation.outcomes if each.label == "defect" and not each.rejected]
     lowest = min(passed)
     price = sum(each.label == "good" and each.score >= lowest for each in evaluation.outcomes)
+    price += evaluation.n_refused("good")
     text = f"{evaluation.misses.count} of {_count(evaluation.misses.of, 'defect')} pass."
     if evaluation.false_rejects.of:
         text += (
@@ -622,6 +633,7 @@ def _fit_remarks(draft: Draft, losses: Sequence[float], n_unreadable: int) -> li
         found.append(_doubt(f"{_count(outliers, 'good image')} {verb} far above the rest: look at the pictures below."))
     if len(losses) > 4 and losses[-1] > 1.5 * min(losses):
         found.append(_doubt("The loss rose again before the end: training was not stable. Try fewer passes."))
+    found.extend(_doubt(f"{line[:1].upper()}{line[1:]}.") for line in draft.fit.warnings)
     if n_unreadable:
         verb = "was" if n_unreadable == 1 else "were"
         found.append(_doubt(f"{_count(n_unreadable, 'good image')} could not be read and {verb} left out."))
@@ -689,6 +701,8 @@ def _provenance(draft: Draft) -> list[dict[str, Any]]:
             "title": "Its good images",
             "rows": [
                 ("data", provenance.data_name),
+                ("colour", draft.colour()),
+                *((("sizes", sizes),) if (sizes := draft.sizes()) else ()),
                 ("SHA-256", provenance.data_digest),
                 ("fitted on", provenance.n_fit),
                 ("threshold from", f"{provenance.n_calibrate}, {draft.calibration.scheme}"),

@@ -12,7 +12,7 @@ preparation                  pixels → what a model takes
 from makel.images.containers import Header
 from makel.images.folders import PassedOver, find, in_words, kind_of, misnamed, passed_over
 from makel.images.formats import SUFFIXES, ending, is_image_name
-from makel.images.preparation import Preparation, prepare
+from makel.images.preparation import Kind, Preparation, coloured, prepare
 from makel.images.reading import MAX_PIXELS, decode, decode_all, file_size, read, read_header, shown, work_ahead
 from makel.images.rows import MAX_STREAMED_PIXELS, DecodedRows, Rows, open_rows, read_reduced, reduction
 
@@ -22,9 +22,11 @@ __all__ = [
     "SUFFIXES",
     "DecodedRows",
     "Header",
+    "Kind",
     "PassedOver",
     "Preparation",
     "Rows",
+    "coloured",
     "decode",
     "decode_all",
     "ending",

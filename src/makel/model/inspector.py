@@ -164,7 +164,6 @@ class Inspector:
         """The verdicts on images that `prepare` of this inspector gave, in their order, in one run of the model.
 
         Raises:
-            ImageError: Tiles of one are in colour, and the model was fitted on grey.
             ModelFolderError: The model gives a number that is not finite.
         """
         if not batch:

@@ -195,6 +195,26 @@ class Recalibration(Section):
     hashes: tuple[str, ...]
 
 
+class GoodImages(Section):
+    """What the good images are, those held out among them.
+
+    Attributes:
+        n: Number of those that can be read.
+        n_grey_files: How many of them have one channel.
+        n_coloured: How many show colour (`makel.images.Kind`).
+        n_sizes: How many different sizes they have.
+        smallest_px: Width and height of the smallest.
+        largest_px: Of the largest.
+    """
+
+    n: int = Field(ge=1)
+    n_grey_files: int = Field(ge=0)
+    n_coloured: int = Field(ge=0)
+    n_sizes: int = Field(ge=1)
+    smallest_px: tuple[int, int]
+    largest_px: tuple[int, int]
+
+
 class Fit(Section):
     """How fitting went.
 
@@ -202,13 +222,16 @@ class Fit(Section):
         seconds: Stage → wall time in seconds.
         epochs: Passes made; 0 for closed-form methods.
         final_loss: Loss of the last epoch; None for closed-form methods.
-        warnings: What went wrong without ending the fit, such as a network that collapsed; one line each.
+        warnings: What went wrong without ending the fit, such as a network that collapsed, and what is odd about the
+            images; one line each.
+        images: What the good images are; None where nobody noted it.
     """
 
     seconds: dict[str, float]
     epochs: int = 0
     final_loss: float | None = None
     warnings: tuple[str, ...] = ()
+    images: GoodImages | None = Field(None, exclude_if=_is_empty)
 
 
 class Parity(Section):
@@ -323,6 +346,22 @@ class Draft(Section):
     def created(self) -> str:
         """When the model became what it is: fitted, or recalibrated."""
         return self.recalibration.created if self.recalibration else self.provenance.created
+
+    def colour(self) -> str:
+        """In words, whether the product is read in colour, and why."""
+        read_as = "as grey" if self.preprocessing.colour == "grey" else "in colour"
+        images = self.fit.images
+        if images is None:
+            return f"read {read_as}"
+        files = f", {images.n_grey_files} are grey files" if images.n_grey_files else ""
+        return f"read {read_as}: {images.n_coloured} of {images.n} good images show colour{files}"
+
+    def sizes(self) -> str:
+        """In words, what sizes the good images have; "" where nobody noted it."""
+        if (images := self.fit.images) is None:
+            return ""
+        low, high = ("{} x {} px".format(*size) for size in (images.smallest_px, images.largest_px))
+        return f"all {low}" if images.n_sizes == 1 else f"{images.n_sizes} sizes, from {low} to {high}"
 
     @property
     def calibrate_hashes(self) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ from makel.datasets import Dataset, digest, folds, hashes, load, overlooked, spl
 from makel.errors import DatasetError, ImageError, UsageError
 from makel.evaluation.held_out import HeldOut, scan_image, score_held_out
 from makel.evaluation.report import find_doubtful, write_fit_report
-from makel.images import Preparation, decode_all, read_header, shown
+from makel.images import Preparation, read_header, shown
 from makel.methods import load as load_method
 from makel.model import folder as model_folder
 from makel.model import golden
@@ -48,12 +48,13 @@ from makel.model.manifest import (
 from makel.model.session import Runner, Session
 from makel.model.tiling import Tiling
 from makel.model.zones import Zones
-from makel.training import backbones, latency
+from makel.training import backbones, latency, survey
 from makel.training.augment import COPIES
 from makel.training.detector import Detector, DetectorConfig, as_shape
 from makel.training.export import check_parity, export_onnx, nudged, torch_scores
 from makel.training.features import Extraction, Progress, extract, extract_shared
 from makel.training.loop import Checkpoint, train
+from makel.training.mixture import second_product
 from makel.training.shape import image_sizes, input_shape
 from makel.training.summary import FitSummary
 from makel.training.tiles import TilePlan
@@ -242,8 +243,10 @@ def fit(
             tiles = TilePlan.of([sample.image_path for sample in to_fit], tiling, seed=seed) if tiling else None
             if tiles:
                 tiles.check()
-            pixels = tiles.pixels() if tiles else decode_all(sample.image_path for sample in to_fit)
-            preparation = Preparation.of(pixels, shape=config.size)
+            good = [sample.image_path for sample in (*to_fit, *parts.calibrate)]
+            pictures = survey.look(good, config.size, tiles=tiles)
+            preparation = Preparation.settle([picture.kind for picture in pictures], shape=config.size)
+            odd = survey.warnings(pictures, preparation.colour, dataset)
         with watch.stage("backbone", progress):
             detector = build_detector(detector_class, config, seed, layout).to(where)
         with watch.stage("features"):
@@ -264,6 +267,7 @@ def fit(
                 )
             fitted = set(extraction.paths)
             to_fit = tuple(sample for sample in to_fit if sample.image_path in fitted)
+            odd = (*odd, *_second_product(detector, extraction))
         with watch.stage("training"):
             key = _key(method, config, tiling, augment, seed, to_fit, given_zones)
             checkpoint = Checkpoint(work / "checkpoint.pt", key)
@@ -356,7 +360,8 @@ def fit(
                 seconds=watch.total(),
                 epochs=len(history.epochs),
                 final_loss=history.final_loss,
-                warnings=detector.warnings(history.epochs),
+                warnings=(*odd, *detector.warnings(history.epochs)),
+                images=survey.summary(pictures),
             ),
             parity=parity,
             zones=calibrated_zones,
@@ -385,7 +390,8 @@ def fit(
         manifest = model_folder.write(target, stage, draft)
         shutil.rmtree(work)
     notes = () if isinstance(data, Dataset) else overlooked(dataset)
-    return FitSummary(target, manifest, unreadable, tiles.n_available if tiles else 0, notes)
+    n_tiles = tiles.n_available if tiles else 0
+    return FitSummary(target, manifest, unreadable, n_tiles, notes, survey.test_kinds(dataset))
 
 
 def choose_device(name: str) -> torch.device:
@@ -521,6 +527,21 @@ def cross_scores(
             peaks[index] = layout.peaks(out.anomaly_map[0, 0].float().cpu().numpy())
         progress("cross-calibration", number + 1, count)
     return scores, np.stack(peaks)
+
+
+def _second_product(detector: Detector, extraction: Extraction) -> tuple[str, ...]:
+    """A line on images that look like another product; only a backbone's features tell."""
+    others = {*second_product(extraction.cache).tolist()} if detector.backbone else set()
+    images = extraction.cache.images.tolist()
+    names = list(dict.fromkeys(path for path, image in zip(extraction.paths, images, strict=True) if image in others))
+    if not names:
+        return ()
+    listed = ", ".join(shown(path.name) for path in names[:3])
+    return (
+        f"{len(names)} of {len(set(images))} images fitted on look like another product than the rest, such as "
+        f"{listed}: too few to learn it from, and its good parts may all be rejected. Fit each product by itself, or "
+        "give many more of these",
+    )
 
 
 def _check_aspects(zones: Zones, samples: Sequence[Sample]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ class FitSummary:
         unreadable: Good images that could not be read and were left out, one line each.
         n_tiles_available: Tiles that the images fitted on have, of a tiled model; 0 of another.
         notes: What lies in the folder and was not looked at, and names that disagree with the files, a line each.
+        test: Kind of image → how many of it are kept for testing.
     """
 
     path: Path
@@ -29,6 +31,7 @@ class FitSummary:
     unreadable: tuple[str, ...]
     n_tiles_available: int = 0
     notes: tuple[str, ...] = ()
+    test: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def warnings(self) -> tuple[str, ...]:
@@ -54,6 +57,9 @@ class FitSummary:
             "n_tiles": provenance.n_tiles,
             "n_tiles_available": self.n_tiles_available,
             "unreadable": list(self.unreadable),
+            "colour": self.manifest.preprocessing.colour,
+            "images": self.manifest.fit.images and self.manifest.fit.images.model_dump(mode="json"),
+            "test": dict(self.test),
             "threshold": calibration.image_threshold,
             "requested_false_reject": calibration.requested_false_reject,
             "promised_false_reject": calibration.promised_false_reject,
@@ -78,13 +84,20 @@ class FitSummary:
             *(f"note: {line}" for line in self.notes),
             f"model      {self.path} ({manifest.model_id})",
             f"images     {manifest.provenance.n_fit} fitted on, {manifest.provenance.n_calibrate} for the threshold",
+            f"colour     {manifest.colour()}",
+            *((f"sizes      {sizes}",) if (sizes := manifest.sizes()) else ()),
             *self._tiles(),
+            *self._test(),
             f"seconds    {seconds['total']:.1f} in all: {stages}",
             f"threshold  {manifest.calibration.image_threshold:.4g}",
             f"promise    {manifest.calibration.explain()}",
             *((f"latency    {manifest.latency.explain()}",) if manifest.latency else ()),
             *(f"zones      {line}" for line in self.to_json()["zones"]),
         ]
+
+    def _test(self) -> list[str]:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in self.test.items())
+        return [f"test       {kinds}: kept for testing, not fitted on"] if kinds else []
 
     def _tiles(self) -> list[str]:
         tiling, used = self.manifest.tiling, self.manifest.provenance.n_tiles
