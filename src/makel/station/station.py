@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 from makel.errors import CandidateError, MakelError, ModelFolderError, NotFoundError, Overloaded, UsageError
 from makel.images import MAX_PIXELS, decode
@@ -53,6 +53,19 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """Something other than a new decision that whoever shows the station has to show anew.
+
+    Attributes:
+        what: "models" (versions, and which one judges), "answer" or "candidates".
+        detail: Plain values for JSON: the name of the model; of an answer the decision with what is said of it now.
+    """
+
+    what: Literal["models", "answer", "candidates"]
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A decision, recorded, and what it rests on.
 
@@ -93,13 +106,14 @@ class Station:
         store: Store,
         recorder: Recorder,
         pictures: Pictures,
-        listeners: Listeners,
+        listeners: Listeners[Recorded],
     ) -> None:
         """Use `open`."""
         self.folder, self.settings, self.registry = folder, settings, registry
         self.store, self.pictures = store, pictures
         self._recorder = recorder
         self._listeners = listeners
+        self._followers = Listeners[Changed]()
         self._watchers: list[Callable[[Outcome], None]] = []
         self._warners: list[Callable[[], list[str]]] = []
         self._guards: list[Callable[[str, int], str]] = []
@@ -135,7 +149,7 @@ class Station:
         except BaseException:
             journal.close()
             raise
-        listeners = Listeners()
+        listeners = Listeners[Recorded]()
         recorder = Recorder(record, journal, arrived=listeners.tell)
         station = cls(folder, settings, registry, record, recorder, Pictures(folder / "pictures"), listeners)
         for name in registry.names():
@@ -187,7 +201,7 @@ class Station:
             image: The bytes of an image file. What is no image is a fail-safe reject, and recorded.
             model: The name of the model; may be left out where there is one only.
             name: The caller's name for the part.
-            source: Where it came from: "http", "watch", "opcua" or "trigger".
+            source: Where it came from, see `Decision`.
             arrival: For a file, what tells this delivery of it from any other, see `Decision`.
             deadline_s: Seconds from now after which it is a fail-safe reject; None for the station's own.
 
@@ -284,12 +298,24 @@ class Station:
         """
         return self._listeners.add(callback)
 
+    def follow(self, callback: Callable[[Changed], None]) -> Callable[[], None]:
+        """Call somebody for every `Changed`, in order, on a thread of its own.
+
+        Returns:
+            What ends that.
+        """
+        return self._followers.add(callback)
+
+    def changed(self, what: Literal["models", "answer", "candidates"], **detail: Any) -> None:
+        """Tell all who follow."""
+        self._followers.tell([Changed(what, detail)])
+
     def watch_outcomes(self, callback: Callable[[Outcome], None]) -> None:
         """Call something quick for every outcome, before it is answered: counters, not connections."""
         self._watchers.append(callback)
 
-    def answer(self, number: int, answer: Label, by: str) -> Recorded:
-        """Record what a person says of a part, and keep its picture longest.
+    def answer(self, number: int, answer: Label | None, by: str) -> Recorded:
+        """Record what a person says of a part, and keep its picture longest; None takes back what was said.
 
         Raises:
             NotFoundError: No decision has this number.
@@ -299,6 +325,7 @@ class Station:
         recorded = self.store.get(number)
         self._recording.wait_for_picture(recorded.decision.image_sha256)
         self.pictures.answered(recorded.decision.image_sha256)
+        self.changed("answer", **recorded.to_json())
         return recorded
 
     def picture(self, recorded: Recorded) -> bytes:
@@ -368,6 +395,8 @@ class Station:
                 self.store.audit(by, role, "add model", detail)
             if name not in self._lines:
                 self._start(name)
+            if new:
+                self.changed("models", model=name)
             return version, new
 
     def scratch(self) -> Path:
@@ -393,6 +422,7 @@ class Station:
             self.store.audit(by, role, "activate", {"model": name, "version": number, "model_id": inspector.model_id})
             self.registry.set_active(name, number)
             self._put(name, inspector)
+            self.changed("models", model=name)
             return self.registry.version(name)
 
     def rollback(self, name: str, *, by: str, role: str) -> Version:
@@ -410,6 +440,7 @@ class Station:
             self.store.audit(by, role, "roll back", {"model": name, "version": number, "model_id": inspector.model_id})
             self.registry.step_back(name)
             self._put(name, inspector)
+            self.changed("models", model=name)
             return self.registry.version(name)
 
     def obstacles(self) -> list[str]:
@@ -480,6 +511,7 @@ class Station:
         self._recording.close()
         self._recorder.close()
         self._listeners.close()
+        self._followers.close()
         self.store.close()
         return all(finished)
 
