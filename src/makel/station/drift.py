@@ -43,7 +43,7 @@ from makel.station.filters import Filter
 from makel.station.look import Observer
 from makel.station.rank_sum import rank_sum
 from makel.station.reference import N_START, Reference
-from makel.station.station import Station
+from makel.station.station import Changed, Station
 
 _TESTS = 5
 """Scores against fit and start, rejects, looks against fit and start: each has this share of a block's chance."""
@@ -238,8 +238,7 @@ class Drift:
         self._judges: dict[str, Watch] = {}
         station.warn_of(self._warnings)
         with self._lock:  # what is decided meanwhile waits for its turn
-            station.listen(self._hear)
-            station.follow(self._switched)
+            station.follow(self._hear)
             for name in station.models():
                 self._watch(name)
 
@@ -263,17 +262,16 @@ class Drift:
     def _warnings(self) -> list[str]:
         return [f"{state.model}: {state.words}" for state in self.states() if state.changed]
 
-    def _hear(self, recorded: Recorded) -> None:
+    def _hear(self, told: Recorded | Changed) -> None:
+        if isinstance(told, Changed):
+            self.states()  # where another version judges now, what stood with the one before is handed on at once
+            return
         with self._lock:
-            name, model_id = recorded.decision.model, recorded.decision.model_id
+            name, model_id = told.decision.model, told.decision.model_id
             self._watch(name)
             # One that judges no more still decides what was under way.
             if watch := self._watches.get((name, model_id)):
-                self._take(name, watch, recorded)
-
-    def _switched(self, _: object) -> None:
-        """Another version may judge now: what stood with the one before is handed on at once."""
-        self.states()
+                self._take(name, watch, told)
 
     def _take(self, name: str, watch: Watch, recorded: Recorded) -> None:
         if recorded.number <= watch.last[0] or recorded.decision.model_id != watch.model_id:

@@ -106,14 +106,13 @@ class Station:
         store: Store,
         recorder: Recorder,
         pictures: Pictures,
-        listeners: Listeners[Recorded],
+        listeners: Listeners[Recorded | Changed],
     ) -> None:
         """Use `open`."""
         self.folder, self.settings, self.registry = folder, settings, registry
         self.store, self.pictures = store, pictures
         self._recorder = recorder
         self._listeners = listeners
-        self._followers = Listeners[Changed]()
         self._watchers: list[Callable[[Outcome], None]] = []
         self._warners: list[Callable[[], list[str]]] = []
         self._guards: list[Callable[[str, int], str]] = []
@@ -149,7 +148,7 @@ class Station:
         except BaseException:
             journal.close()
             raise
-        listeners = Listeners[Recorded]()
+        listeners = Listeners[Recorded | Changed]()
         recorder = Recorder(record, journal, arrived=listeners.tell)
         station = cls(folder, settings, registry, record, recorder, Pictures(folder / "pictures"), listeners)
         for name in registry.names():
@@ -296,19 +295,15 @@ class Station:
         Returns:
             What ends that.
         """
+        return self._listeners.add(lambda told: callback(told) if isinstance(told, Recorded) else None)
+
+    def follow(self, callback: Callable[[Recorded | Changed], None]) -> Callable[[], None]:
+        """As `listen`, and for every `Changed` between the decisions as well."""
         return self._listeners.add(callback)
-
-    def follow(self, callback: Callable[[Changed], None]) -> Callable[[], None]:
-        """Call somebody for every `Changed`, in order, on a thread of its own.
-
-        Returns:
-            What ends that.
-        """
-        return self._followers.add(callback)
 
     def changed(self, what: Literal["models", "answer", "candidates"], **detail: Any) -> None:
         """Tell all who follow."""
-        self._followers.tell([Changed(what, detail)])
+        self._listeners.tell([Changed(what, detail)])
 
     def watch_outcomes(self, callback: Callable[[Outcome], None]) -> None:
         """Call something quick for every outcome, before it is answered: counters, not connections."""
@@ -511,7 +506,6 @@ class Station:
         self._recording.close()
         self._recorder.close()
         self._listeners.close()
-        self._followers.close()
         self.store.close()
         return all(finished)
 

@@ -160,7 +160,7 @@ async def _stream(
         _offer(queue, None)
 
     listening.add(queue)
-    stops, ending = (station.listen(hand), station.follow(hand)), asyncio.ensure_future(end())
+    stop, ending = station.follow(hand), asyncio.ensure_future(end())
     try:
         yield ": makel\n\n"
         sent = 0
@@ -182,8 +182,7 @@ async def _stream(
     finally:
         listening.discard(queue)
         ending.cancel()
-        for stop in stops:
-            loop.run_in_executor(None, stop)  # not awaited: where the client has gone, nothing is any more
+        loop.run_in_executor(None, stop)  # not awaited: where the client has gone, nothing is any more
 
 
 def _offer(queue: asyncio.Queue[Recorded | Changed | None], told: Recorded | Changed | None) -> None:
