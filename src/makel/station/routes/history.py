@@ -55,11 +55,15 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
         since: Annotated[str | None, Query(max_length=40, description="From this moment on, ISO 8601")] = None,
         until: Annotated[str | None, Query(max_length=40, description="Before this moment, ISO 8601")] = None,
         name: Annotated[str | None, Query(max_length=500, description="Part of the caller's name")] = None,
+        source: Annotated[
+            Literal["line", "manual"] | None, Query(description="Parts of the line, or what people tried by hand")
+        ] = None,
         before: Annotated[int | None, Query(ge=1, le=2**53, description="Only lower numbers")] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     ) -> Response:
         """Decisions, newest first, a page at a time."""
-        chosen = Filter(model=model, verdict=verdict, answer=answer, since=since, until=until, name=name)
+        of_the_line = None if source is None else source == "line"
+        chosen = Filter(model, verdict, answer, since, until, name, of_the_line)
         found = station.store.find(chosen, before=before, limit=limit + 1)
         page = found[:limit]
         more = page[-1].number if len(found) > limit else None
