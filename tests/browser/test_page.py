@@ -194,7 +194,7 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
         assert page.findings() == []
         page.browser.refresh()  # a job outlives the page
         page.reads(".job", "Learning stripes")
-        page.reads(".job", "stripes, version 1, is learnt", 600)
+        page.reads(".job", "stripes, version 1, is learnt", 240)
         page.reads(".panel", "judges now")
         assert page.place == "#models"  # nobody asked to be taken elsewhere
         page.browser.execute_script("document.querySelector('.report').scrollIntoView()")
@@ -320,7 +320,7 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
         page.reads(".job", "Learning stripes")
         slider = page.one("#threshold")
         before = slider.get_attribute("value")
-        page.reads(".job", "stripes, version 4, is learnt", 600)
+        page.reads(".job", "stripes, version 4, is learnt", 240)
         page.wait(lambda: page.one(".panel .state").text.endswith(("May judge", "Must not judge")), 120)
         assert "Version 4" in page.one(".panel table").text
         assert (page.one("#threshold"), slider.get_attribute("value"), page.place) == (slider, before, "#models")

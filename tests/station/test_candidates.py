@@ -292,7 +292,7 @@ def test_a_refit_adds_what_was_called_good_and_is_tested_before_it_may_judge(tmp
         assert candidates.objection("part", 2) == (
             f"version 2 may be a candidate that is not tested yet: wait for candidate {begun.id}"
         )
-        wait_for(lambda: candidates.get("part", begun.id).ended, timeout_s=600)
+        wait_for(lambda: candidates.get("part", begun.id).ended, timeout_s=240)
         found = candidates.get("part", begun.id)
         assert (found.state in ("ready", "refused"), found.version) == (True, 2), found.problem
         assert found.n_said_good == 1

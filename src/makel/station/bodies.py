@@ -219,6 +219,10 @@ class FitSettingsBody(BaseModel):
     epochs: int | None
     false_reject: float
     calibrate: str
+    method: str | None
+    backbone: str | None
+    blocks: list[int] | None = Field(description="Blocks of the backbone that features are taken from")
+    augment: bool = Field(description="Whether jittered copies were fitted on as well")
 
 
 class JobBody(BaseModel):
@@ -417,7 +421,7 @@ class CandidateBody(BaseModel):
 
     id: str
     name: str
-    kind: Literal["recalibrate", "refit"]
+    kind: Kind
     base_version: int
     base_model_id: str
     newest: int

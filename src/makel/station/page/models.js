@@ -103,7 +103,7 @@ export class ModelsView {
       this.#candidates?.close();
       this.#candidates = new Candidates(model.name);
       this.#candidates.addEventListener("activated", () => station.refreshModels());
-      this.take = null;
+      this.budget = null;
       this.versions = h("section", { class: "card" });
       this.drawn = null;
       const known = model.versions.some((each) => each.version === version);
@@ -118,7 +118,7 @@ export class ModelsView {
 
   // Other versions do not judge: what a budget is compared with is the one that does.
   #offerBudget(model, version) {
-    if (this.take) this.take.hidden = version !== model.active;
+    if (this.budget) this.budget.hidden = version !== model.active;
   }
 
   #versions(model, chosen) {
@@ -194,7 +194,7 @@ export class ModelsView {
       explanation,
       h("div", { class: "tools" }, take),
     );
-    if (this.shown === `${name}/${version}`) this.take = take;
+    if (this.shown === `${name}/${version}`) this.budget = take;
     this.#offerBudget(station.model(name), version);
     move(false);
   }
