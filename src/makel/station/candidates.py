@@ -12,6 +12,7 @@ with an answer before it can take its place (`regression`). The way back is the 
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import shutil
 import threading
@@ -38,6 +39,8 @@ from makel.station.station import Station
 _REMEMBERED = 20
 _LISTED = 50
 _LOOK_AGAIN_S = 0.2
+_PART_FILE = re.compile(r"\S*/part-0*(\d+)\.\w+")
+"""What `write_out` calls a picture."""
 
 _log = logging.getLogger(__name__)
 
@@ -234,7 +237,8 @@ class Candidates:
         finally:
             shutil.rmtree(images, ignore_errors=True)
         summary = {key: value for key, value in done.to_json().items() if key not in ("model", "left_out")}
-        left_out = tuple(self._without_paths(line) for line in (*gone, *map(" ".join, done.left_out)))[:_LISTED]
+        unused = (_PART_FILE.sub(r"part \1", " ".join(line)) for line in done.left_out)
+        left_out = tuple(self._without_paths(line) for line in (*gone, *unused))[:_LISTED]
         self._update(candidate.id, summary=summary, left_out=left_out)
         return station.registry.try_out(open_folder(folder / "model"))
 
