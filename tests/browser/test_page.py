@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import tiny_model
+from makel.images import SUFFIXES
 from makel.station.access import Access, Tokens
 from makel.station.fitting import FitSettings
 from makel.station.service import create_app, listen, server
@@ -462,7 +463,14 @@ def test_a_fit_that_cannot_be_or_was_cut_off_says_so(page, tmp_path):
         with serving(station) as address:
             page.open(address, "models")
             page.live()
-            page.one("#teach-files").send_keys(str(texts))
+            chooser = page.one("#teach-files")
+            assert set(chooser.get_attribute("accept").split(",")) == {".zip", *SUFFIXES}
+            (tmp_path / "notes.txt").write_text("none")
+            (tmp_path / "part.jfif").write_bytes(b"one")
+            chooser.send_keys(f"{tmp_path / 'notes.txt'}\n{tmp_path / 'part.jfif'}")
+            page.reads(".chosen", "1 image, 0.0 MB; 1 other file left out")
+            page.one("#teach-name").clear()
+            chooser.send_keys(str(texts))
             page.reads(".chosen", "good.zip")
             assert page.one("#teach-name").get_attribute("value") == ""  # good is what they are, not of what
             page.one("#teach-name").send_keys("stripes")

@@ -6,7 +6,8 @@ import { station } from "./station.js";
 import { counted, duration, local, percent } from "./words.js";
 import { pack } from "./zip.js";
 
-const IMAGE = /\.(png|jpe?g|bmp|tiff?|webp)$/i;
+const ENDINGS = "jpg jpeg jpe jfif png bmp dib tif tiff webp pnm pgm ppm jp2 j2k".split(" "); // as makel.images has them
+const IMAGE = new RegExp(`\\.(${ENDINGS.join("|")})$`, "i");
 // Folders that say what the images are, not of what: nothing is called by them.
 const PLAIN = /^(good|ok|io|gut|normal|pass|train|test|images?|imgs?|pictures?|photos?|bilder|fotos?|data|upload|new)$/i;
 const STAGES = [
@@ -33,7 +34,7 @@ export class Teach extends EventTarget {
   constructor() {
     super();
     this.folder = this.#input("teach-folder", { webkitdirectory: true });
-    this.files = this.#input("teach-files", { multiple: true, accept: ".zip,.png,.jpg,.jpeg,.bmp,.tif,.tiff,.webp" });
+    this.files = this.#input("teach-files", { multiple: true, accept: ["zip", ...ENDINGS].map((ending) => `.${ending}`).join(",") });
     this.chosen = h("p", { class: "chosen", role: "status" }, "A folder or a zip of good images, 40 or more.");
     this.drop = h(
       "div",
@@ -87,7 +88,10 @@ export class Teach extends EventTarget {
 
   #input(id, properties) {
     const input = h("input", { id, type: "file", class: "visually-hidden", tabindex: -1, "aria-label": "Good images", ...properties });
-    input.addEventListener("change", () => this.#take([...input.files].map((file) => ({ name: file.webkitRelativePath || file.name, file }))));
+    input.addEventListener("change", () => {
+      this.#take([...input.files].map((file) => ({ name: file.webkitRelativePath || file.name, file })));
+      input.value = ""; // so that the same choice can be made again
+    });
     return input;
   }
 
@@ -104,10 +108,11 @@ export class Teach extends EventTarget {
     const zip = entries.length === 1 && /\.zip$/i.test(entries[0].name) ? entries[0].file : null;
     this.#zip = zip;
     this.#entries = zip ? [] : entries.filter(({ name }) => IMAGE.test(name) && !/(^|\/)\./.test(name));
+    const left = zip ? 0 : entries.length - this.#entries.length;
     const size = this.#entries.reduce((sum, { file }) => sum + file.size, zip?.size ?? 0);
     if (zip) put(this.chosen, `${zip.name}, ${(size / 1e6).toFixed(1)} MB`);
-    else if (this.#entries.length) put(this.chosen, `${counted(this.#entries.length, "image")}, ${(size / 1e6).toFixed(1)} MB`);
-    else put(this.chosen, "No image among these: PNG, JPEG, TIFF, BMP and WebP are known.");
+    else if (this.#entries.length) put(this.chosen, `${counted(this.#entries.length, "image")}, ${(size / 1e6).toFixed(1)} MB${left ? `; ${counted(left, "other file")} left out` : ""}`);
+    else put(this.chosen, "No image among these: PNG, JPEG, TIFF, BMP, WebP, PNM and JPEG 2000 are known.");
     const above = zip ? [zip.name.replace(/\.zip$/i, "")] : (entries[0]?.name.split("/").slice(0, -1) ?? []);
     const from = above.findLast((folder) => !PLAIN.test(folder)) ?? "";
     if (this.name.value === this.#given) this.name.value = this.#given = from.replace(/[^A-Za-z0-9_-]+/g, "_").replace(/^-+/, "").slice(0, 64);
