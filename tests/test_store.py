@@ -72,6 +72,28 @@ def test_the_last_answer_counts_and_none_is_forgotten(store):
         store.answer(1, "fine", "eva")
 
 
+def test_an_answer_that_is_taken_back_counts_no_more_and_stays_in_the_record(store):
+    store.append_all([decision(index) for index in range(2)])
+    store.answer(1, "good", "eva")
+    store.answer(1, None, "eva")
+    assert store.get(1).answer is None
+    assert numbers(store.find(Filter(answer="good"))) == []
+    assert numbers(store.find(Filter(answer="none"))) == [2, 1]
+    assert [item.answer for item in store.answers(1)] == ["good", None]
+    store.answer(1, "defect", "eva")
+    assert numbers(store.find(Filter(answer="defect"))) == [1]
+    assert store.verify() is None
+
+
+def test_what_was_tried_by_hand_is_told_from_the_parts_of_the_line(store):
+    names = ["plain", '"source":"manual"', 'a", "source":"manual", "b']
+    store.append_all([replace(decision(index), name=name) for index, name in enumerate(names)])
+    store.append(replace(decision(3), source="manual"))
+    assert numbers(store.find(Filter(of_the_line=True))) == [3, 2, 1]
+    assert numbers(store.find(Filter(of_the_line=False))) == [4]
+    assert (store.count(Filter(of_the_line=True)), store.count()) == (3, 4)
+
+
 def test_changes_are_found_newest_first(store):
     store.audit("eva", "engineer", "activate", {"version": 2})
     store.audit("ines", "operator", "pause", {})

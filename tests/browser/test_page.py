@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import shutil
 import threading
+import zipfile
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import cv2
+import httpx2
 import numpy as np
 import pytest
 
 import tiny_model
+from makel.images import SUFFIXES
 from makel.station.access import Access, Tokens
+from makel.station.fitting import FitSettings
 from makel.station.service import create_app, listen, server
 from makel.station.station import Settings, Station
 
@@ -41,7 +46,7 @@ class Page:
         self.browser.get_log("browser")
         self.address = address
         self.browser.get(f"{address}/healthz")
-        self.browser.execute_script("localStorage.clear()")
+        self.browser.execute_script("localStorage.clear(); sessionStorage.clear()")
         self.browser.get_log("browser")  # the browser asked for an icon that only the page has
         self.browser.get(f"{address}/#{view}")
 
@@ -59,19 +64,35 @@ class Page:
         path = f"//button[contains(normalize-space(), '{words}')]"
         return self.wait(lambda: self.browser.find_element(By.XPATH, path))
 
-    def wait(self, condition, timeout_s=20):
+    def wait(self, condition, timeout_s=20, message=""):
         """Until a condition holds; elements that are drawn anew meanwhile count as not yet."""
         from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException
 
         ignored = (NoSuchElementException, StaleElementReferenceException)
         wait = WebDriverWait(self.browser, timeout_s, poll_frequency=0.05, ignored_exceptions=ignored)
-        return wait.until(lambda _: condition())
+        return wait.until(lambda _: condition(), message)
 
     def reads(self, selector, words, timeout_s=20):
-        self.wait(lambda: words in self.one(selector).text, timeout_s)
+        self.wait(lambda: words in self.one(selector).text, timeout_s, f"{selector} never read {words!r}")
 
     def live(self):
         self.reads("#connection", "live")
+
+    @property
+    def place(self):
+        return self.browser.execute_script("return location.hash")
+
+    def focused(self):
+        """The words of what has the focus."""
+        return self.browser.execute_script("return document.activeElement.textContent.trim()")
+
+    def post(self, path, **options):
+        """What a program sends."""
+        return httpx2.post(f"{self.address}{path}", timeout=30, **options).raise_for_status().json()
+
+    def row(self, words):
+        """The row of a table that begins so."""
+        return next(row for row in self.all(".panel tr") if row.text.startswith(words))
 
     def key(self, key):
         ActionChains(self.browser).send_keys(key).perform()
@@ -143,14 +164,16 @@ def write_parts(folder):
         part = np.clip(stripes + rng.normal(0, 6, (96, 80, 1)) + np.array([10.0, 0, -10]), 0, 255)
         cv2.imwrite(str(folder / f"good-{index:02}.png"), part)
     cv2.circle(part, (40, 48), 16, (0, 0, 0), -1)
-    defect = folder.with_name("blot.png")
+    defect, smudge = folder.with_name("blot.png"), folder.with_name("smudge.png")
     cv2.imwrite(str(defect), part)
     parts = sorted(folder.iterdir())
-    return parts[:12], parts[12:], defect
+    part = cv2.imread(str(parts[0]))
+    cv2.imwrite(str(smudge), cv2.rectangle(part, (20, 20), (60, 70), (230, 230, 230), -1))
+    return parts[:12], parts[12:], defect, smudge
 
 
 def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_path):
-    good, fresh, defect = write_parts(tmp_path / "parts")
+    good, fresh, defect, smudge = write_parts(tmp_path / "parts")
     other = shutil.make_archive(str(tmp_path / "stripes"), "zip", tiny_model.write(tmp_path / "other"))
     with serving(station) as address:
         page.open(address)
@@ -164,7 +187,6 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
         page.one("#teach-name").send_keys("stripes")
         page.one(".teach summary").click()
         Select(page.one("#teach-size")).select_by_value("64")
-        page.one("#teach-epochs").send_keys("1")
         reject = page.one("#teach-reject")
         reject.clear()
         reject.send_keys("40")
@@ -173,8 +195,9 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
         assert page.findings() == []
         page.browser.refresh()  # a job outlives the page
         page.reads(".job", "Learning stripes")
-        page.reads(".job", "stripes, version 1, is learnt", 120)
+        page.reads(".job", "stripes, version 1, is learnt", 240)
         page.reads(".panel", "judges now")
+        assert page.place == "#models"  # nobody asked to be taken elsewhere
         page.browser.execute_script("document.querySelector('.report').scrollIntoView()")
         page.browser.switch_to.frame(page.one(".report iframe"))
         page.wait(lambda: "stripes" in page.one("body").text)
@@ -184,16 +207,20 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
         inspector = station.inspector("stripes")
         passing = min(good, key=lambda path: station.look(inspector, path.read_bytes()).score)
         page.go("line")
-        page.one("#inspect-file").send_keys(str(passing))
+        page.post(f"/inspect?name={passing.name}", content=passing.read_bytes())
         page.reads(".verdict-word", "PASS")
-        page.one("#inspect-file").send_keys(str(defect))
+        page.post("/inspect?name=blot.png", content=defect.read_bytes())
         page.reads(".verdict-word", "REJECT")
         page.reads(".verdict-facts", "blot.png")
         page.wait(lambda: page.all(".line image.heat") and page.all(".line .region"))
         assert page.one(".line .regions li button").text.startswith("1")
         page.reads(".rate", "50.0 %")
         page.reads(".rate", "1 of the last 2 parts")
-        page.one(".strip a").click()
+        page.one("#inspect-file").send_keys(str(defect))
+        page.reads(".verdict-facts", "Tried by hand: counts for no rate.")
+        page.wait(lambda: len(page.all(".strip li a")) == 2)
+        assert "1 of the last 2 parts" in page.one(".rate").text
+        page.all(".strip a")[1].click()
 
         # The reject beside its nearest good picture, and what people say of both.
         page.reads(".detail .verdict-word", "REJECT")
@@ -203,11 +230,35 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
         page.wait(lambda: page.one(".answer.defect").get_attribute("aria-pressed") == "true")
         page.go("history/1")
         page.reads(".detail .part-name", passing.name)
-        page.button("This was good").click()
+        page.button("This was a defect").click()  # a slip of the finger
+        page.wait(lambda: page.one(".answer.defect").get_attribute("aria-pressed") == "true")
+        assert page.focused().startswith("This was a defect")
+        page.button("Take it back").click()
+        page.wait(lambda: page.one(".answer.defect").get_attribute("aria-pressed") == "false")
+        assert station.store.get(1).answer is None
+        assert page.focused().startswith("This was good")
+        page.key("g")
         page.wait(lambda: page.one(".answer.good").get_attribute("aria-pressed") == "true")
+        assert page.focused().startswith("This was good")
+        page.one(".rows a[href='#history/1']").send_keys("u")
+        page.wait(lambda: "was good" not in page.one(".rows").text)
+        assert page.focused().startswith("pass")  # the row, though it was drawn anew
+        station.answer(1, "good", "another tab")
+        page.reads(".rows", "was good")
+        page.wait(lambda: page.one(".answer.good").get_attribute("aria-pressed") == "true")
+        page.key(Keys.ESCAPE)
+        page.reads(".invitation", "Choose a part")
+        assert page.focused().startswith("pass")
         Select(page.one("#answer")).select_by_value("defect")
         page.wait(lambda: [row.text.split("\n")[0] for row in page.all(".rows .row")] == ["reject"])
         assert [station.store.get(number).answer for number in (1, 2)] == ["good", "defect"]
+        page.go("health")
+        page.go("history")  # what was chosen is still so
+        page.wait(lambda: [row.text.split("\n")[0] for row in page.all(".rows .row")] == ["reject"])
+        assert Select(page.one("#answer")).first_selected_option.text == "was a defect"
+        assert "chosen" in page.one(".filters").get_attribute("class")
+        page.button("Clear").click()
+        page.wait(lambda: len(page.all(".rows .row")) == 3)
 
         # A second version: tried, activated, and one step back.
         page.go("models")
@@ -224,14 +275,22 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
         assert "at most 50.0 % of good parts" in page.one(".means").text
         page.button("Activate").click()
         page.wait(lambda: station.registry.version("stripes").version == 2)
-        page.wait(lambda: page.all("#toasts .toast"))
-        page.button("Back to the version before").click()
+        page.button("Back to version 1").click()
         page.wait(lambda: station.registry.version("stripes").version == 1)
-        assert station.store.count() == 2  # nothing that was tried is in the record
+        assert station.store.count() == 3  # nothing that was tried is in the record
+        # Somebody else changes what judges: it is seen, and what is being read stays.
+        page.wait(lambda: "judges now" in page.row("Version 1").text)
+        tried, place = page.one(".tried li"), page.place
+        station.activate("stripes", 2, by="another", role="engineer")
+        page.wait(lambda: "judges now" in page.row("Version 2").text and "Activate" in page.row("Version 1").text)
+        station.rollback("stripes", by="another", role="engineer")
+        page.wait(lambda: "judges now" in page.row("Version 1").text)
+        assert (page.one(".tried li"), page.place) == (tried, place)
 
         # What people said becomes a candidate that is compared, activated, and taken back.
         page.go("line")
-        page.one("#inspect-file").send_keys("\n".join(map(str, fresh)))
+        for part in fresh:
+            page.post(f"/inspect?name={part.name}", content=part.read_bytes())
         page.reads(".rate", "of the last 8 parts")
         page.go("models")
         page.button("New thresholds").click()
@@ -241,8 +300,9 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
         page.button("Activate the candidate").click()
         page.reads(".panel", "Judges now, as version 3")
         page.wait(lambda: station.registry.version("stripes").version == 3)
-        page.button("Back to the version before").click()
+        page.button("Back to version 1").click()
         page.wait(lambda: station.registry.version("stripes").version == 1)
+        page.reads(".panel", "Was activated as version 3; version 1 judges now")
 
         # The slider's budget becomes one as well.
         page.wait(lambda: "Version 1" in (text := page.one(".panel .chosen").text) and "judges now" in text)
@@ -252,6 +312,22 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
         page.reads(".panel", "Candidate: another budget")
         page.wait(lambda: page.one(".panel .state").text.endswith(("May judge", "Must not judge")))
 
+        # One reject called good advises nothing; learnt anew it is all the same, with the settings of the fit.
+        number = page.post("/inspect?name=smudge.png", content=smudge.read_bytes())["number"]
+        assert station.answer(number, "good", "another tab").decision.verdict == "reject"
+        page.reads(".panel", "1 false reject scores")
+        assert "primary" in page.button("New thresholds").get_attribute("class")
+        page.button("Learn anew").click()
+        page.reads(".job", "Learning stripes")
+        slider = page.one("#threshold")
+        before = slider.get_attribute("value")
+        page.reads(".job", "stripes, version 4, is learnt", 240)
+        page.wait(lambda: page.one(".panel .state").text.endswith(("May judge", "Must not judge")), 120)
+        assert "Version 4" in page.one(".panel table").text
+        assert (page.one("#threshold"), slider.get_attribute("value"), page.place) == (slider, before, "#models")
+        manifest = station.registry.load("stripes", 4).manifest
+        assert (manifest.provenance.data_name, manifest.method.config["epochs"]) == ("stripes", 0)
+
         page.go("health")
         page.reads(".state.good", "Decides")
         page.reads(".drifts", "Nothing can be said yet")
@@ -259,10 +335,10 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
         page.reads(".health", "As it was written, up to entry")
         actions = [audit.action for audit in station.store.audits()]
         first, later = (
-            ["roll back", "activate", "add model", "add model", "fit"],
+            ["roll back", "activate", "roll back", "activate", "add model", "add model", "fit"],
             ["roll back", "activate", "add model"],
         )
-        assert actions == ["candidate", *later, "candidate", *first]
+        assert actions == ["add model", "candidate", "candidate", *later, "candidate", *first]
 
         for theme in ("light", "dark"):
             page.wait(lambda theme=theme: page.one("#theme").click() or theme in page.one("#theme").text.lower())
@@ -320,6 +396,95 @@ def test_an_operator_enters_with_a_token_and_may_not_change_models(page, station
         page.reads("#who", "Shift 2, operator")
         page.reads(".panel", "An engineer can activate a version.")
         assert not page.button("Activate").is_enabled()
-        assert not page.button("Back to the version before").is_enabled()
+        assert "Back to version" not in page.one(".panel").text  # the other one has never judged
+        station.activate("part", 2, by="ada", role="engineer")
+        assert not page.button("Back to version 1").is_enabled()
         page.button("Leave").click()
         page.wait(lambda: page.one("#sign-in").get_attribute("open") is not None)
+
+
+def test_an_address_that_is_broken_says_so_and_leads_nowhere(page, station, tmp_path):
+    station.add("part", tiny_model.write(tmp_path / "model"), by="test", role="engineer")
+    grey = cv2.imencode(".png", np.full((32, 32, 3), 128, np.uint8))[1].tobytes()
+    station.decide(grey, name="only", source="http")
+    with serving(station) as address:
+        for broken in ("%", "%E0%A4%A", "constructor", "__proto__/x", "nothing/1", "LINE"):
+            page.open(address, broken)
+            page.live()
+            page.reads(".verdict-facts", "only")
+            page.reads("#toasts", f"There is nothing at #{broken} here.")
+            assert page.place == "#line"
+        for broken, selector, said in (
+            ("history/abc", ".detail", "There is no part abc"),
+            ("history/0", ".detail", "There is no part 0"),
+            ("history/1.5", ".detail", "There is no part 1.5"),
+            ("history/7", ".detail", "has no decision number 7"),
+            ("history/99999999999999999999", ".detail", "There is no part 999"),
+            ("models/none", ".panel", "There is no model none."),
+            ("models/part/9", ".panel", "part has no version 9."),
+            ("models/part/x%2F1", ".panel", "part has no version x/1."),
+            ("models/", ".panel", "judges now"),
+            ("history/", ".detail", "Choose a part"),
+        ):
+            page.browser.execute_script("location.hash = arguments[0]", f"#{broken}")
+            page.reads(selector, said)
+        page.browser.execute_script("location.hash = '#%'")
+        page.reads(".verdict-facts", "only")
+        page.go("health")
+        page.browser.execute_script("document.querySelector('.skip').click()")
+        assert page.place == "#health"
+        assert page.browser.execute_script("return document.activeElement.id") == "view"
+        assert [message for message in page.errors() if "404" not in message] == []
+
+
+def test_times_are_told_in_one_zone(page, station, tmp_path):
+    station.add("part", tiny_model.write(tmp_path / "model"), by="test", role="engineer")
+    grey = cv2.imencode(".png", np.full((32, 32, 3), 128, np.uint8))[1].tobytes()
+    at = datetime.fromisoformat(station.decide(grey, source="http").decision.at)
+    with serving(station) as address:
+        page.browser.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": "Asia/Kathmandu"})
+        try:
+            page.open(address, "history/1")
+            there = at.astimezone(timezone(timedelta(hours=5, minutes=45)))
+            page.reads(".row-time", f"{there:%H:%M:%S}")
+            page.reads(".detail .facts", f"{there:%Y, %H:%M:%S} GMT+5:45")
+            page.reads(".paging", "times in GMT+5:45")
+            assert "UTC" not in page.one(".history").text
+        finally:
+            page.browser.execute_cdp_cmd("Emulation.setTimezoneOverride", {"timezoneId": ""})
+
+
+def test_a_fit_that_cannot_be_or_was_cut_off_says_so(page, tmp_path):
+    texts = tmp_path / "good.zip"
+    with zipfile.ZipFile(texts, "w") as archive:
+        for index in range(50):
+            archive.writestr(f"good/{index}.png", b"no image")
+    with Station.open(tmp_path / "station", Settings(threads=1)) as station:
+        with serving(station) as address:
+            page.open(address, "models")
+            page.live()
+            chooser = page.one("#teach-files")
+            assert set(chooser.get_attribute("accept").split(",")) == {".zip", *SUFFIXES}
+            (tmp_path / "notes.txt").write_text("none")
+            (tmp_path / "part.jfif").write_bytes(b"one")
+            chooser.send_keys(f"{tmp_path / 'notes.txt'}\n{tmp_path / 'part.jfif'}")
+            page.reads(".chosen", "1 image, 0.0 MB; 1 other file left out")
+            page.one("#teach-name").clear()
+            chooser.send_keys(str(texts))
+            page.reads(".chosen", "good.zip")
+            assert page.one("#teach-name").get_attribute("value") == ""  # good is what they are, not of what
+            page.one("#teach-name").send_keys("stripes")
+            page.button("Learn from these images").click()
+            page.reads(".job", "the upload holds no image, whatever its names say, but 50 .png")
+            page.go("line")
+            page.go("models")
+            assert page.one("#teach-name").get_attribute("value") == "stripes"
+        folder = station.fitting.reserve()
+        shutil.copytree(write_parts(tmp_path / "parts")[0][0].parent, folder / "stripes")
+        told = {"name": "stripes", "n_images": 18, "settings": FitSettings(), "by": "test", "role": "engineer"}
+        station.fitting.start(folder, folder / "stripes", **told)
+    with Station.open(tmp_path / "station", Settings(threads=1)) as station, serving(station) as address:
+        page.open(address, "models")
+        page.reads(
+            ".job", "stripes was not learnt: the station was stopped before it was learnt: send the images again"
+        )

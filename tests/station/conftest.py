@@ -50,14 +50,14 @@ def station_folder(tmp_path_factory, models):
     return folder
 
 
-def wait_for(condition):
+def wait_for(condition, timeout_s=30):
     """Until something is so that nobody announces."""
     deadline = threading.Event()
-    for _ in range(3000):
+    for _ in range(100 * timeout_s):
         if condition():
             return
         deadline.wait(0.01)
-    raise AssertionError("did not happen within 30 s")
+    raise AssertionError(f"did not happen within {timeout_s} s")
 
 
 @pytest.fixture

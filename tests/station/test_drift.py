@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import cv2
@@ -10,16 +11,17 @@ import pytest
 from scipy.stats import betabinom, mannwhitneyu
 
 import tiny_model
-from conftest import GOOD, serving, wait_for
+from conftest import GOOD, SETTINGS, serving, wait_for
 from makel.calibration import calibrate
 from makel.images import Preparation, read
 from makel.model import folder, golden
 from makel.model.inspector import Inspector
 from makel.station.causes import Finding, explain
-from makel.station.decisions import Decision
+from makel.station.decisions import Decision, Recorded
 from makel.station.drift import BLOCK, EVERY, Drift, Watch, at_least
 from makel.station.look import Look, Observer
 from makel.station.rank_sum import rank_sum
+from makel.station.reference import Reference
 from makel.station.station import Station
 
 SIZE_PX, SIDE_PX = 64, 96
@@ -187,7 +189,7 @@ def test_what_was_wrong_from_the_start_does_not_become_the_measure(inspector):
 
 def test_the_first_parts_here_are_known_after_a_restart(tmp_path, inspector, monkeypatch):
     rng = np.random.default_rng(12)
-    with Station.open(tmp_path / "station") as station:
+    with Station.open(tmp_path / "station", SETTINGS) as station:
         station.add("ring", inspector.folder.path, by="test", role="engineer")
         monitor = Drift(station)
         for _ in range(3 * BLOCK):
@@ -197,11 +199,102 @@ def test_the_first_parts_here_are_known_after_a_restart(tmp_path, inspector, mon
     monkeypatch.setattr("makel.station.drift._REREAD", 10)
     with Station.open(tmp_path / "station") as again:
         (state,) = Drift(again).states()
-        assert (state.parts, state.learning) == (10, 0)
+        assert (state.parts, state.learning) == (3 * BLOCK, 0)
     (kept,) = (tmp_path / "station" / "drift").iterdir()
-    kept.write_text("{}")
-    with Station.open(tmp_path / "station") as again:
-        assert Drift(again).states()[0].learning == 100
+    memory = json.loads(kept.read_text())
+    for written, expected in (
+        ({key: memory[key] for key in ("scores", "looks")}, (10, 0)),  # what was kept before there was more
+        (memory | {"last": [3 * BLOCK, "0" * 64]}, (10, 0)),  # of another record
+        (memory | {"last": [9 * BLOCK, memory["last"][1]]}, (10, 0)),  # of a record that was longer
+        ({}, (10, 100)),
+    ):
+        kept.write_text(json.dumps(written))
+        with Station.open(tmp_path / "station") as again:
+            (state,) = Drift(again).states()
+            assert (state.parts, state.learning) == expected
+
+
+def test_a_watch_goes_on_from_its_memory_as_if_nothing_had_been_between(inspector):
+    rng, observer, number = np.random.default_rng(21), Observer(inspector), 0
+    whole, halves = Watch("ring", inspector), Watch("ring", inspector)
+    for light, n_parts in ((1.0, 2 * BLOCK), (0.8, BLOCK + 20), (1.0, 10), (0.8, 2 * BLOCK)):
+        taken = []
+        for _ in range(n_parts):
+            number += 1
+            decision = decided(inspector, observer, part(rng, light=light))
+            taken.append(Recorded(number, decision, ""))
+            whole.add(number, decision)
+            halves.add(number, decision)
+        memory = json.loads(json.dumps(halves.memory()))
+        again = Watch("ring", inspector, start=Reference.from_json(memory))
+        again.recall(memory, [each for each in taken if each.number in memory["waiting"]] if memory["waiting"] else [])
+        if len(memory["waiting"]) <= n_parts:
+            halves = again
+        assert halves.state() == whole.state()
+    assert (whole.state().changed, whole.state().since) == (True, 2 * BLOCK + 1)
+
+
+def test_what_people_try_by_hand_is_no_part_of_the_line(inspector):
+    watch, observer, rng = Watch("ring", inspector), Observer(inspector), np.random.default_rng(3)
+    for number in range(1, BLOCK + 1):
+        watch.add(number, replace(decided(inspector, observer, part(rng, light=0.5)), source="manual"))
+    state = watch.state()
+    assert (state.parts, state.of, state.changed, state.blocks) == (0, 0, False, ())
+
+
+def test_a_change_begins_where_it_began_however_long_it_lasts(inspector, monkeypatch):
+    monkeypatch.setattr("makel.station.drift._BLOCKS_KEPT", 2)
+    state = run(inspector, 6, 4 * BLOCK, light=0.8).state()
+    assert (len(state.blocks), state.changed, state.since) == (2, True, 1)
+
+
+def test_a_change_outlives_restarts_and_other_versions(tmp_path, inspector, monkeypatch):
+    rng, folder = np.random.default_rng(11), tmp_path / "station"
+    other = model_of(tmp_path / "other", [part(rng) for _ in range(20)], Preparation(SIZE_PX, SIZE_PX, "grey"))
+
+    def judge(station, monitor, n_parts, light):
+        model_id, before = station.line("ring").inspector.model_id, monitor.states()[0].parts
+        for _ in range(n_parts):
+            station.decide(cv2.imencode(".png", part(rng, light=light))[1].tobytes(), source="http")
+        wait_for(lambda: monitor.states()[0].parts == before + n_parts)
+        assert monitor.states()[0].model_id == model_id
+
+    with Station.open(folder, SETTINGS) as station:
+        station.add("ring", inspector.folder.path, by="test", role="engineer")
+        station.add("ring", other.folder.path, by="test", role="engineer")
+        monitor = Drift(station)
+        judge(station, monitor, BLOCK, 1.0)
+        judge(station, monitor, BLOCK + 20, 0.8)
+        before = monitor.states()
+        assert (before[0].changed, before[0].since, before[0].parts) == (True, BLOCK + 1, 2 * BLOCK + 20)
+    with Station.open(folder, SETTINGS) as station:
+        monitor = Drift(station)
+        assert monitor.states() == before
+        station.activate("ring", 2, by="test", role="engineer")
+        (state,) = monitor.states()
+        assert (state.changed, state.since, state.parts, state.blocks) == (True, BLOCK + 1, 0, ())
+        assert state.words.endswith(f"So said another version; {BLOCK} more parts are needed for this one to tell.")
+        assert monitor.gauge("makel_drift") == {"ring": 1.0}
+        assert any("Light changed" in each for each in station.warnings())
+    monkeypatch.setattr("makel.station.drift._REREAD", 1)  # as if the other version had judged thousands of parts
+    with Station.open(folder, SETTINGS) as station:
+        monitor = Drift(station)
+        assert monitor.states() == [state]
+        station.rollback("ring", by="test", role="engineer")
+        assert monitor.states() == before
+        judge(station, monitor, BLOCK - 20, 0.8)
+        assert (len(monitor.states()[0].blocks), monitor.states()[0].since) == (3, BLOCK + 1)
+        judge(station, monitor, BLOCK, 1.0)
+        assert (monitor.states()[0].changed, monitor.states()[0].since) == (False, None)
+
+
+def test_a_version_that_judges_again_does_not_clear_what_another_saw(tmp_path, inspector):
+    watch, seen = run(inspector, 5, BLOCK), run(inspector, 6, BLOCK, light=0.8)
+    assert not watch.state().changed
+    watch.inherited = seen.change
+    state = watch.state()
+    assert (state.changed, state.since, state.causes) == (True, 1, seen.state().causes)
+    assert run(inspector, 7, BLOCK, watch, BLOCK).state().changed is False
 
 
 def test_more_rejects_than_promised_are_put_down_to_defects_where_all_else_is_as_it_was(inspector):

@@ -47,6 +47,16 @@ class TestInspect:
         assert results[2]["reason"].startswith("c.png is text")
         assert results[2]["score"] is results[2]["elapsed_ms"] is None
 
+    def test_what_is_tried_by_hand_is_recorded_and_counts_for_nothing(self, client):
+        assert client.post("/inspect", content=GOOD).json()["source"] == "http"
+        assert client.post("/inspect?source=manual", content=DEFECT).json()["source"] == "manual"
+        assert "source" in problem(client.post("/inspect?source=watch", content=GOOD), 422)
+        assert [each["source"] for each in client.get("/history").json()["decisions"]] == ["manual", "http"]
+        metrics = client.get("/metrics").text
+        assert 'makel_decisions_total{decided_by="score",model="part",verdict="pass"} 1.0' in metrics
+        assert 'verdict="reject"' not in metrics
+        assert len(client.get("/models/part/thresholds").json()["recent"]) == 1
+
     def test_pictures_beside_the_verdict(self, client):
         body = client.post("/inspect?picture=mask&picture=overlay", content=DEFECT).json()
         mask = cv2.imdecode(np.frombuffer(base64.b64decode(body["mask_png"]), np.uint8), cv2.IMREAD_UNCHANGED)
@@ -135,12 +145,14 @@ class TestModels:
             (1, True, ""),
             (2, False, ""),
         ]
+        assert model["before"] is None
         assert client.post("/models/part/activate", json={"version": 2}).json()["version"] == 2
+        assert client.get("/models/part").json()["before"] == 1
         assert client.post("/inspect", content=DEFECT).json()["verdict"] == "pass"
         assert client.get("/models/part").json()["image_threshold"] == 0.9
         assert client.post("/models/part/rollback").json()["version"] == 1
         assert client.post("/inspect", content=DEFECT).json()["verdict"] == "reject"
-        assert problem(client.post("/models/part/rollback"), 400).startswith("part has had no other version")
+        assert problem(client.post("/models/part/rollback"), 400).startswith("version 1 of part has followed no other")
         assert "no version 7" in problem(client.post("/models/part/activate", json={"version": 7}), 404)
         assert "version" in problem(client.post("/models/part/activate", json={}), 422)
 
@@ -222,6 +234,9 @@ class TestHistory:
     def test_an_answer_is_in_the_record(self, client):
         assert client.post("/history/2/answer", json={"answer": "good"}).json()["answer"] == "good"
         assert self.numbers(client, answer="good") == [2]
+        assert client.post("/history/2/answer", json={"answer": None}).json()["answer"] is None
+        assert self.numbers(client, answer="good") == []
+        problem(client.post("/history/2/answer", json={}), 422)
         problem(client.post("/history/2/answer", json={"answer": "maybe"}), 422)
         problem(client.post("/history/99/answer", json={"answer": "good"}), 404)
 
@@ -229,6 +244,8 @@ class TestHistory:
         with client.stream("GET", "/events", headers={"last-event-id": "3"}) as stream:
             lines = stream.iter_lines()
             assert events(lines, 2) == [4, 5]
+            station.answer(5, "good", "ada")
+            assert events(lines, 1, "answer") == [5]
             station.decide(GOOD, source="trigger")
             assert events(lines, 1) == [6]
 
@@ -255,10 +272,12 @@ def listens(client):
         return stream.status_code == 200
 
 
-def events(lines, count):
+def events(lines, count, kind="decision"):
     numbers = []
     while len(numbers) < count:
         line = next(lines)
+        if line.startswith("event: "):
+            assert line == f"event: {kind}"
         if line.startswith("data: "):
             numbers.append(json.loads(line[6:])["number"])
     return numbers

@@ -1,4 +1,5 @@
 import json
+import shutil
 import threading
 
 import pytest
@@ -115,7 +116,8 @@ def test_models_are_swapped_and_rolled_back_without_a_dropped_image(station, mod
         ("ada", "add model", 2),
         ("test", "add model", 1),
     ]
-    with pytest.raises(UsageError, match="nothing to go back to"):
+    said = "version 1 of part has followed no other that judged here: there is no way back from it. Activate version 2"
+    with pytest.raises(UsageError, match=said):
         station.rollback("part", by="ada", role="engineer")
 
 
@@ -208,6 +210,35 @@ def test_closing_finishes_what_was_accepted(station):
     assert {future.result(0).recorded.number for future in futures} == {1, 2, 3, 4, 5}
     with pytest.raises(Overloaded):
         station.submit(GOOD, source="http")
+
+
+def test_the_way_back_leads_to_a_version_that_is_there(station, models):
+    with pytest.raises(UsageError, match="It has no other version"):
+        station.rollback("part", by="ada", role="engineer")
+    assert station.registry.earlier("part") is None
+    station.add("part", models["second"], by="ada", role="engineer")
+    assert station.registry.earlier("part") is None  # it has never judged
+    station.activate("part", 2, by="ada", role="engineer")
+    assert station.registry.earlier("part") == 1
+    shutil.rmtree(station.registry.version("part", 1).path)
+    assert station.registry.earlier("part") is None
+    with pytest.raises(UsageError, match="version 2 of part has followed no other"):
+        station.rollback("part", by="ada", role="engineer")
+
+
+def test_whoever_follows_hears_of_decisions_answers_and_versions_in_their_order(station, models):
+    heard = []
+    station.follow(heard.append)
+    station.decide(DEFECT, source="http")
+    station.answer(1, "good", "ada")
+    station.answer(1, None, "ada")
+    station.add("part", models["second"], by="ada", role="engineer")
+    station.activate("part", 2, by="ada", role="engineer")
+    station.rollback("part", by="ada", role="engineer")
+    wait_for(lambda: len(heard) == 6)
+    assert [each.what for each in heard[1:]] == ["answer", "answer", "models", "models", "models"]
+    assert [each.detail["answer"] for each in heard[1:3]] == ["good", None]
+    assert heard[-1].detail == {"model": "part"}
 
 
 def test_an_answer_is_added_and_the_picture_is_kept_longest(station):

@@ -10,11 +10,8 @@ from makel.model.folder import open_folder
 from makel.model.inspector import Inspector
 from makel.station.candidate import Kind
 from makel.station.fitting import obstacle
-from makel.station.gathering import false_rejects
+from makel.station.gathering import FAR, FEWEST, false_rejects, ratio
 from makel.station.station import Station
-
-_FAR = 1.5
-"""False rejects that score, at the median, beyond so many times the threshold are a look the model does not know."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +21,7 @@ class Advice:
     Attributes:
         kind: The kind.
         words: Why.
-        false_rejects: Rejects that a person called good.
+        false_rejects: Rejects of this version that a person called good.
         refit_obstacle: Why a refit is not possible here; "" where it is.
     """
 
@@ -42,24 +39,35 @@ def advise(station: Station, name: str) -> Advice:
         StoreError: The record cannot be read now.
     """
     inspector = station.inspector(name)
-    wrong = [each.decision for each in false_rejects(station, name)]
-    mine = [each for each in wrong if each.model_id == inspector.model_id]
-    ratios = [each.score / each.threshold for each in mine if each.score is not None and each.threshold]
+    mine = [each for each in false_rejects(station, name) if each.decision.model_id == inspector.model_id]
+    # The same picture sent again is no second part.
+    ratios = {each.decision.image_sha256: found for each in mine if (found := ratio(each)) is not None}
     cannot = refit_obstacle(station, name, inspector)
     if not ratios:
         words = "Nobody called a reject of this version good: new thresholds follow from the parts that pass."
         return Advice("recalibrate", words, len(mine), cannot)
-    typical = median(ratios)
-    if typical <= _FAR:
+    typical = median(ratios.values())
+    one = len(ratios) == 1
+    said = (
+        f"1 false reject scores {typical:.2f} times the threshold"
+        if one
+        else f"{len(ratios)} false rejects score {typical:.2f} times the threshold at the median"
+    )
+    if typical <= FAR:
         words = (
-            f"{len(mine)} false rejects score {typical:.2f} times the threshold at the median, close above it: "
-            "good parts are a little more varied than those of the calibration, and new thresholds are enough."
+            f"{said}, close above it: good parts are a little more varied than those of the calibration, and new "
+            "thresholds are enough."
+        )
+        return Advice("recalibrate", words, len(mine), cannot)
+    if len(ratios) < FEWEST:
+        words = (
+            f"{said}, far above it, and {'one says' if one else 'two say'} little: answer more rejects before anything "
+            f"is learnt anew, and take {'it' if one else 'one'} back in History if it was a slip of the finger."
         )
         return Advice("recalibrate", words, len(mine), cannot)
     words = (
-        f"{len(mine)} false rejects score {typical:.2f} times the threshold at the median, far above it: good "
-        "parts have a look the model does not know. A threshold that lets them pass would let defects pass too: "
-        "fit again with them among the good images."
+        f"{said}, far above it: good parts have a look the model does not know. A threshold that lets them pass would "
+        "let defects pass too: fit again with them among the good images."
     )
     return Advice("refit", words, len(mine), cannot)
 

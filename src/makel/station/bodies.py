@@ -49,7 +49,7 @@ class DecisionBody(BaseModel):
     at: str = Field(description="When the image was accepted: UTC, ISO 8601")
     model: str
     model_id: str = Field(description="Empty where no model answered")
-    source: str
+    source: str = Field(description="http, watch, opcua or trigger; manual for an image that was tried by hand")
     name: str = Field(description="The caller's name for the part")
     image_sha256: str
     verdict: Literal["pass", "reject"]
@@ -63,7 +63,9 @@ class DecisionBody(BaseModel):
     look: list[float | None] | None = Field(
         description="Brightness, contrast, sharpness, shift to the right, shift down, match; null where no model saw it"
     )
-    answer: Literal["good", "defect"] | None = Field(description="What a person last said of the part")
+    answer: Literal["good", "defect"] | None = Field(
+        description="What a person last said of the part; null where nobody did, or it was taken back"
+    )
     hash: str = Field(description="Of this entry in the chain")
 
 
@@ -104,6 +106,7 @@ class ModelBody(BaseModel):
 
     name: str
     active: int
+    before: int | None = Field(description="The version that a rollback leads to; null where there is none")
     model_id: str = Field(description="What judges now")
     problem: str = Field(
         description="Why it is not served, or why its folder no longer verifies; empty where all is well"
@@ -130,7 +133,7 @@ class AnswerBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    answer: Literal["good", "defect"]
+    answer: Literal["good", "defect"] | None = Field(description="null takes back what was said before")
 
 
 class ActivateBody(BaseModel):
@@ -216,6 +219,10 @@ class FitSettingsBody(BaseModel):
     epochs: int | None
     false_reject: float
     calibrate: str
+    method: str | None
+    backbone: str | None
+    blocks: list[int] | None = Field(description="Blocks of the backbone that features are taken from")
+    augment: bool = Field(description="Whether jittered copies were fitted on as well")
 
 
 class JobBody(BaseModel):
@@ -414,7 +421,7 @@ class CandidateBody(BaseModel):
 
     id: str
     name: str
-    kind: Literal["recalibrate", "refit"]
+    kind: Kind
     base_version: int
     base_model_id: str
     newest: int

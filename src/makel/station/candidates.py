@@ -12,6 +12,7 @@ with an answer before it can take its place (`regression`). The way back is the 
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import shutil
 import threading
@@ -28,9 +29,9 @@ from makel.model.inspector import Inspector
 from makel.model.session import open_session
 from makel.station.advice import images_of, refit_obstacle
 from makel.station.candidate import NAME, Candidate, Kind
-from makel.station.decisions import now
+from makel.station.decisions import Recorded, now
 from makel.station.fitting import FitSettings
-from makel.station.gathering import false_rejects, gather, good_folder, write_out
+from makel.station.gathering import FEWEST, false_rejects, gather, good_folder, ratio, write_out
 from makel.station.registry import Version
 from makel.station.regression import regress
 from makel.station.station import Station
@@ -38,6 +39,8 @@ from makel.station.station import Station
 _REMEMBERED = 20
 _LISTED = 50
 _LOOK_AGAIN_S = 0.2
+_PART_FILE = re.compile(r"\S*/part-0*(\d+)\.\w+")
+"""What `write_out` calls a picture."""
 
 _log = logging.getLogger(__name__)
 
@@ -132,6 +135,7 @@ class Candidates:
             thread = threading.Thread(target=self._run, args=(candidate, inspector), name="makel-candidate")
             self._thread = thread
             thread.start()
+            self._station.changed("candidates", model=name)
         except BaseException:
             with self._lock:
                 self._all.pop(candidate.id, None)
@@ -233,7 +237,8 @@ class Candidates:
         finally:
             shutil.rmtree(images, ignore_errors=True)
         summary = {key: value for key, value in done.to_json().items() if key not in ("model", "left_out")}
-        left_out = tuple(self._without_paths(line) for line in (*gone, *map(" ".join, done.left_out)))[:_LISTED]
+        unused = (_PART_FILE.sub(r"part \1", " ".join(line)) for line in done.left_out)
+        left_out = tuple(self._without_paths(line) for line in (*gone, *unused))[:_LISTED]
         self._update(candidate.id, summary=summary, left_out=left_out)
         return station.registry.try_out(open_folder(folder / "model"))
 
@@ -249,7 +254,7 @@ class Candidates:
         )
         if not paths:
             raise UsageError("no picture of a good part is kept: let parts pass, or answer rejects, and try again")
-        return paths, gone
+        return paths, [*map(_too_far, gathered.doubtful), *gone]
 
     def _refit(self, candidate: Candidate, before: Inspector) -> Inspector:
         station, fitting = self._station, self._station.fitting
@@ -259,7 +264,7 @@ class Candidates:
             raise UsageError("nobody called a reject good whose picture is kept: there is nothing to add to a refit")
         folder = fitting.reserve()
         try:
-            images = folder / "images"
+            images = folder / "images" / candidate.name  # the report calls the data by its folder's name
             fitted_on = images_of(station, candidate.name, before)
             if fitted_on is None:
                 raise UsageError(refit_obstacle(station, candidate.name, before))
@@ -280,7 +285,7 @@ class Candidates:
         self._update(candidate.id, job=job.id, n_said_good=len(paths), left_out=tuple(gone[:_LISTED]))
         while job.state == "fitting" or not job.ended:
             if self._closing.wait(_LOOK_AGAIN_S):
-                fitting.cancel(job.id)
+                fitting.close()
                 raise Overloaded("the station was stopped meanwhile")
             job = fitting.job(job.id)
             self._update(candidate.id, keep=False, stage=job.stage, done=job.done, total=job.total)
@@ -318,6 +323,7 @@ class Candidates:
                 self._write(found)
             except StoreError as error:  # it is known here; only a restart would not know it
                 _log.warning("%s", error)
+            self._station.changed("candidates", model=found.name)
 
     def _write(self, candidate: Candidate) -> None:
         folder = self._folder / candidate.id
@@ -335,14 +341,24 @@ class Candidates:
                 shutil.rmtree(self._folder / old.id, ignore_errors=True)
 
 
+def _too_far(part: Recorded) -> str:
+    return (
+        f"part {part.number} was called good and scores {ratio(part):.3g} times its threshold: fewer than {FEWEST} "
+        "like it do not move the threshold. Take the answer back if it was a slip, or answer more of them"
+    )
+
+
 def _as_fitted(inspector: Inspector, false_reject: float) -> FitSettings:
-    manifest = inspector.manifest
-    epochs = manifest.method.config.get("epochs")
+    """The settings a version was fitted with. What its config leaves open, such as epochs of 0, stays the preset's."""
+    manifest, config = inspector.manifest, inspector.manifest.method.config
     return FitSettings(
         preset=manifest.method.preset,
         size=manifest.preprocessing.shape,
-        epochs=epochs if isinstance(epochs, int) else None,
+        epochs=config.get("epochs") or None,
         false_reject=false_reject,
         calibrate="holdout" if manifest.provenance.holdout else "cross",
         method=manifest.method.name,
+        backbone=manifest.backbone.name if manifest.backbone else None,
+        blocks=manifest.backbone.blocks if manifest.backbone else None,
+        augment=manifest.provenance.n_copies > 0,
     )

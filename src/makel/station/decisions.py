@@ -22,6 +22,9 @@ from makel.types import Label, Region
 START = "0" * 64
 """The hash that stands before the first entry."""
 
+MANUAL = "manual"
+"""The source of an image that a person chose and sent by hand: it says nothing of how the line runs."""
+
 Kind = Literal["decision", "answer", "audit"]
 
 
@@ -33,7 +36,8 @@ class Decision:
         at: When the image was accepted: UTC, ISO 8601 with microseconds, as `now` gives it.
         model: The name the model is served under.
         model_id: The model that said it; "" where no model answered.
-        source: Where the image came from: "http", "watch", "opcua" or "trigger".
+        source: Where the image came from: "http", "watch", "opcua", "trigger", or "manual" for one a person sent by
+            hand from the page.
         name: The caller's name for the part, such as file name or serial number; "" for none.
         image_sha256: Of the bytes as they came, in hexadecimal; "" where none came.
         verdict: "pass" or "reject".
@@ -77,6 +81,11 @@ class Decision:
             if value is not None and not math.isfinite(value):
                 raise UsageError(f"{name} is {value}: a decision holds finite numbers, or None where no model answered")
 
+    @property
+    def of_the_line(self) -> bool:
+        """Whether this is a part of the line, which rates, drift and thresholds are made of, and not a try by hand."""
+        return self.source != MANUAL
+
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON, one key an attribute."""
         numbers = {
@@ -104,7 +113,7 @@ class Recorded:
         number: 1, 2, ...: decisions are numbered without gaps.
         decision: What was decided.
         hash: Of its entry in the chain, in hexadecimal.
-        answer: What a person last said of the part; None where nobody did.
+        answer: What a person last said of the part; None where nobody did, or it was taken back.
     """
 
     number: int
@@ -123,13 +132,13 @@ class Answer:
 
     Attributes:
         number: Of the decision.
-        answer: "good" or "defect".
+        answer: "good" or "defect"; None takes back what was said before.
         by: Who said it.
         at: When: UTC, ISO 8601 with microseconds.
     """
 
     number: int
-    answer: Label
+    answer: Label | None
     by: str
     at: str
 

@@ -13,37 +13,37 @@ m) distributed (`makel.calibration`), so the rejects in a block are beta-binomia
 
 Looks. Brightness, sharpness, position (`look`) against those of the same reference parts; `causes` says what it means.
 
+A change stands until a block shows that it is gone: a restart, or another version that judges, does not end it, and
+does not move the part it began with.
+
 Every block spends `BLOCK / EVERY` of chance on all of its tests together (Bonferroni). So a line on which nothing
 changes has at most one false alarm in `EVERY` parts on average: the expectation of a sum needs no independence.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from math import exp, lgamma
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from makel.errors import NotFoundError, StoreError
 from makel.evaluation.metrics import rate_interval
 from makel.model.inspector import Inspector
+from makel.station.blocks import BLOCK, EVERY, Block, Change, State
 from makel.station.causes import Explanation, Finding, Since, compare, explain
 from makel.station.decisions import Decision, Recorded
 from makel.station.filters import Filter
 from makel.station.look import Observer
 from makel.station.rank_sum import rank_sum
 from makel.station.reference import N_START, Reference
-from makel.station.station import Station
-
-BLOCK = 50
-"""Parts that are tested together."""
-
-EVERY = 10_000
-"""Parts among which a line that does not change has one false alarm, on average."""
+from makel.station.station import Changed, Station
 
 _TESTS = 5
 """Scores against fit and start, rejects, looks against fit and start: each has this share of a block's chance."""
@@ -58,75 +58,16 @@ _REREAD = 500
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Block:
-    """A block of parts, tested.
-
-    Attributes:
-        first: Number of its first decision.
-        last: Number of its last.
-        p_scores: Of the hypothesis that passing parts score as the calibration images do; None where it cannot be
-            tested: too few passed, or zones make the scores another quantity.
-        p_rejects: Of the hypothesis that its rejects are good parts within the promise.
-        rejects: How many of it were rejected.
-        findings: What is not what it was.
-    """
-
-    first: int
-    last: int
-    p_scores: float | None
-    p_rejects: float
-    rejects: int
-    findings: tuple[Finding, ...]
-
-
-@dataclass(frozen=True)
-class State:
-    """How a line stands. Parts are those a model judged; fail-safe rejects say nothing about the parts.
-
-    Attributes:
-        model: The name it is served under.
-        model_id: The version that judges.
-        parts: Parts of this version that were taken into account.
-        changed: Whether the last block differs.
-        since: Number of the first decision of the blocks that differ without a break; None where the last does not.
-        causes: What most likely changed.
-        findings: What it rests on.
-        rejects: Rejects among the latest parts.
-        of: How many parts these are.
-        reject_rate: Their share; None before the first.
-        reject_interval_95: Its Wilson interval.
-        promised: The share of good parts that may be rejected.
-        level: Chance that a block of an unchanged line shows anything.
-        learning: Parts still to come until the first parts here are known well enough to compare with.
-        blocks: The latest blocks, oldest first.
-        words: All of it in one paragraph.
-    """
-
-    model: str
-    model_id: str
-    parts: int
-    changed: bool
-    since: int | None
-    causes: tuple[Explanation, ...]
-    findings: tuple[Finding, ...]
-    rejects: int
-    of: int
-    reject_rate: float | None
-    reject_interval_95: tuple[float, float] | None
-    promised: float
-    level: float
-    learning: int
-    blocks: tuple[Block, ...]
-    words: str
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {**asdict(self), "block": BLOCK, "false_alarm_every": EVERY}
-
-
 class Watch:
-    """Follows one version of a model from decision to decision. Not thread-safe."""
+    """Follows one version of a model from decision to decision. Not thread-safe.
+
+    Attributes:
+        model_id: The version.
+        promised: The share of good parts that may be rejected.
+        start: The first parts it judged here.
+        inherited: What stood when this version began to judge, or judges again, until a block of its own says more.
+        last: Number and hash of the last decision it took; (0, "") before.
+    """
 
     def __init__(self, name: str, inspector: Inspector, *, block: int = BLOCK, start: Reference | None = None) -> None:
         """Begin with what the model knows of good parts.
@@ -150,6 +91,9 @@ class Watch:
         below = [score for score in calibration.image_scores if score < calibration.image_threshold]
         self._fit = Reference(below if comparable else [], list(Observer(inspector).golden))
         self.start = start or Reference()
+        self.inherited: Change | None = None
+        self.last = (0, "")
+        self._since: int | None = None
         self._waiting: list[tuple[int, Decision]] = []
         self._latest: deque[bool] = deque(maxlen=_RATE_OF)
         self._blocks: deque[Block] = deque(maxlen=_BLOCKS_KEPT)
@@ -157,7 +101,7 @@ class Watch:
 
     def add(self, number: int, decision: Decision) -> Block | None:
         """Take the next decision; gives the block it completes."""
-        if decision.model_id != self.model_id or decision.score is None:
+        if decision.model_id != self.model_id or decision.score is None or not decision.of_the_line:
             return None
         self._parts += 1
         self._latest.append(decision.verdict == "reject")
@@ -167,6 +111,8 @@ class Watch:
         waiting, self._waiting = self._waiting, []
         found = self._test(waiting)
         self._blocks.append(found)
+        self.inherited = None
+        self._since = (self._since or found.first) if found.findings else None
         # What differs from the fit is no reference: once mended, the line would differ from it for ever.
         if not self.start.complete and not found.findings:
             decisions = [decision for _, decision in waiting]
@@ -174,23 +120,53 @@ class Watch:
             self.start.looks += [each.look for each in decisions if each.verdict == "pass" and each.look is not None]
         return found
 
+    @property
+    def change(self) -> Change | None:
+        """What stands: of its own last block, else what was inherited."""
+        return Change(self._since, self._blocks[-1].findings) if self._since else self.inherited
+
+    def memory(self) -> dict[str, Any]:
+        """Plain values for JSON, from which `recall` goes on as if nothing had been between."""
+        return {
+            **self.start.to_json(),
+            "inherited": asdict(self.inherited) if self.inherited else None,
+            "last": self.last,
+            "since": self._since,
+            "parts": self._parts,
+            "latest": list(self._latest),
+            "blocks": [asdict(block) for block in self._blocks],
+            "waiting": [number for number, _ in self._waiting],
+        }
+
+    def recall(self, memory: Mapping[str, Any], waiting: Iterable[Recorded]) -> None:
+        """Go on from what `memory` gave; `waiting` are the decisions it names.
+
+        Raises:
+            KeyError: It is something else.
+            TypeError: Likewise.
+            ValueError: Likewise.
+        """
+        inherited = Change.from_json(memory["inherited"]) if memory["inherited"] else None
+        blocks = [Block.from_json(block) for block in memory["blocks"]]
+        latest = [bool(is_reject) for is_reject in memory["latest"]]
+        number, entry_hash = memory["last"]
+        self.last, self._since, self._parts = (int(number), str(entry_hash)), memory["since"], int(memory["parts"])
+        self.inherited, self._waiting = inherited, [(each.number, each.decision) for each in waiting]
+        self._latest.extend(latest)
+        self._blocks.extend(blocks)
+
     def state(self) -> State:
         """How the line stands."""
-        last = self._blocks[-1] if self._blocks else None
-        findings = last.findings if last else ()
+        change = self.change
+        findings = change.findings if change else ()
         causes = tuple(explain(findings))
-        since = None
-        for block in reversed(self._blocks):
-            if not block.findings:
-                break
-            since = block.first
         rejects, of = sum(self._latest), len(self._latest)
         return State(
             model=self._name,
             model_id=self.model_id,
             parts=self._parts,
             changed=bool(findings),
-            since=since,
+            since=change.since if change else None,
             causes=causes,
             findings=findings,
             rejects=rejects,
@@ -201,7 +177,7 @@ class Watch:
             level=self._level,
             learning=max(0, N_START - len(self.start.scores)),
             blocks=tuple(self._blocks),
-            words=self._words(causes, findings, since),
+            words=self._words(change, causes),
         )
 
     @property
@@ -233,38 +209,38 @@ class Watch:
         words = f"{rejects} of {of} parts are rejected, and {100 * self.promised:.2g} % of good parts were promised"
         return Finding("rejects", "fit", p_value, self.promised, rejects / of, words)
 
-    def _words(self, causes: tuple[Explanation, ...], findings: tuple[Finding, ...], since: int | None) -> str:
-        if not self._blocks:
-            return f"Nothing can be said yet: {self._block - len(self._waiting)} more parts are needed."
-        if not findings:
+    def _words(self, change: Change | None, causes: tuple[Explanation, ...]) -> str:
+        needed = f"{self._block - len(self._waiting)} more parts are needed"
+        if change is None:
+            if not self._blocks:
+                return f"Nothing can be said yet: {needed}."
             return "The line is what the model was calibrated for, as far as these numbers tell."
-        verdicts = [finding.words for finding in findings if finding.what in ("score", "rejects")]
+        verdicts = [finding.words for finding in change.findings if finding.what in ("score", "rejects")]
         felt = "; ".join(verdicts) if verdicts else "Scores and rejects are still what they were"
-        named = " and ".join(cause.cause for cause in causes)
-        return (
-            f"{named.capitalize()} changed, since about part {since}. {' '.join(each.words for each in causes)} {felt}."
-        )
+        named = " and ".join(cause.cause for cause in causes).capitalize()
+        why = " ".join(each.words for each in causes)
+        by = f" So said another version; {needed} for this one to tell." if change is self.inherited else ""
+        return f"{named} changed, since about part {change.since}. {why} {felt}.{by}"
 
 
 class Drift:
     """Follows every model of a station as long as it runs. Thread-safe.
 
-    The first parts of a version are kept in DIR/drift/NAME-MODEL_ID.json: a long record is not read from its beginning.
+    What is known of a version is kept in DIR/drift/NAME-MODEL_ID.json, with each block, with the number and the hash of
+    the decision it goes up to: after a restart the record is read from there on, not from its beginning.
     """
 
     def __init__(self, station: Station) -> None:
-        """Read the latest decisions, and hear of every further one."""
+        """Go on where an earlier run ended, and hear of every further decision."""
         self._station = station
         self._lock = threading.Lock()
-        self._watches: dict[str, Watch] = {}
-        self._last = 0
+        self._watches: dict[tuple[str, str], Watch] = {}
+        self._judges: dict[str, Watch] = {}
         station.warn_of(self._warnings)
         with self._lock:  # what is decided meanwhile waits for its turn
-            station.listen(self._hear)
+            station.follow(self._hear)
             for name in station.models():
-                for recorded in reversed(station.store.find(Filter(model=name), limit=_REREAD)):
-                    self._take(recorded)
-                    self._last = max(self._last, recorded.number)
+                self._watch(name)
 
     def states(self) -> list[State]:
         """How each model's line stands, by name."""
@@ -286,38 +262,85 @@ class Drift:
     def _warnings(self) -> list[str]:
         return [f"{state.model}: {state.words}" for state in self.states() if state.changed]
 
-    def _hear(self, recorded: Recorded) -> None:
-        with self._lock:
-            if recorded.number > self._last:
-                self._take(recorded)
-
-    def _take(self, recorded: Recorded) -> None:
-        watch = self._watch(recorded.decision.model)
-        if watch is None:
+    def _hear(self, told: Recorded | Changed) -> None:
+        if isinstance(told, Changed):
+            self.states()  # where another version judges now, what stood with the one before is handed on at once
             return
-        known = watch.start.complete
-        watch.add(recorded.number, recorded.decision)
-        if watch.start.complete and not known:
-            try:
-                watch.start.write(self._file(recorded.decision.model, watch.model_id))
-            except OSError as error:  # it is known here; after a restart it would be learned anew
-                _log.warning("%s cannot be written: %s", error.filename, error.strerror)
+        with self._lock:
+            name, model_id = told.decision.model, told.decision.model_id
+            self._watch(name)
+            # One that judges no more still decides what was under way.
+            if watch := self._watches.get((name, model_id)):
+                self._take(name, watch, told)
+
+    def _take(self, name: str, watch: Watch, recorded: Recorded) -> None:
+        if recorded.number <= watch.last[0] or recorded.decision.model_id != watch.model_id:
+            return
+        watch.last = (recorded.number, recorded.hash)
+        if watch.add(recorded.number, recorded.decision):
+            self._keep(name, watch)
 
     def _watch(self, name: str) -> Watch | None:
+        """What follows the version that judges, or None where none does."""
         if name not in self._station.models():
             return None
         inspector = self._station.line(name).inspector
-        watch = self._watches.get(name)
-        if watch is None or watch.model_id != inspector.model_id:
+        before, key = self._judges.get(name), (name, inspector.model_id)
+        if before and before.model_id == inspector.model_id:
+            return before
+        watch = self._watches.get(key) or Watch(name, inspector)
+        if key not in self._watches:
             try:
-                start = Reference.read(self._file(name, inspector.model_id))
-            except (OSError, ValueError):  # not learned yet
-                start = None
-            watch = self._watches[name] = Watch(name, inspector, start=start)
+                self._recall(name, watch)
+            except StoreError as error:  # tried again with the next look
+                _log.warning("what is known of %s cannot be read: %s", name, error)
+                return watch
+            self._watches[key] = watch
+        if before:
+            watch.inherited = before.change
+            self._keep(name, before)
+            self._keep(name, watch)
+        self._judges[name] = watch
         return watch
 
+    def _recall(self, name: str, watch: Watch) -> None:
+        """Let a watch go on where an earlier run ended, and take what the record has since.
+
+        Raises:
+            StoreError: The record cannot be read now.
+        """
+        find, path = self._station.store.find, self._file(name, watch.model_id)
+        try:
+            memory = json.loads(path.read_bytes())
+            watch.start = Reference.from_json(memory)
+            if "last" in memory and self._is_in_record(*memory["last"]):
+                watch.recall(memory, [self._station.store.get(number) for number in memory["waiting"]])
+        except FileNotFoundError:
+            pass  # nothing known yet
+        except (OSError, ValueError, TypeError, KeyError, NotFoundError) as error:
+            _log.warning("%s is damaged, and what it knew is learnt anew: %r", path, error)
+        for recorded in reversed(find(Filter(model=name), limit=_REREAD)):
+            self._take(name, watch, recorded)
+
+    def _is_in_record(self, number: int, entry_hash: str) -> bool:
+        """Whether the record is the one that a memory is of, and not an older copy or a new one."""
+        try:
+            return not number or self._station.store.get(number).hash == entry_hash
+        except NotFoundError:
+            return False
+
+    def _keep(self, name: str, watch: Watch) -> None:
+        path = self._file(name, watch.model_id)
+        partial = path.with_name(f".{path.name}")
+        try:
+            path.parent.mkdir(exist_ok=True)
+            partial.write_text(json.dumps(watch.memory()), encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:  # it is known here; after a restart it would be learnt anew
+            _log.warning("%s cannot be written: %s", path, error.strerror)
+
     def _file(self, name: str, model_id: str) -> Path:
-        """Where the first parts that a version judged here are kept."""
+        """Where what is known of a version is kept."""
         return self._station.folder / "drift" / f"{name}-{model_id}.json"
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import ColumnElement, Select, literal, literal_column, select
 
 from makel.errors import StoreError, UsageError
 from makel.station.database import Database
-from makel.station.decisions import Decision, Recorded, instant
+from makel.station.decisions import MANUAL, Decision, Recorded, instant
 from makel.station.entries import storable
 from makel.station.tables import ENTRIES, IS_DECISION
 from makel.types import Label
@@ -27,6 +27,7 @@ class Filter:
         since: From this moment on, in ISO 8601.
         until: Before this moment, in ISO 8601.
         name: Part of the caller's name, whether in capitals or not.
+        of_the_line: True for parts of the line alone, False for images that people sent by hand alone.
     """
 
     model: str | None = None
@@ -35,6 +36,7 @@ class Filter:
     since: str | None = None
     until: str | None = None
     name: str | None = None
+    of_the_line: bool | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
         """The same as conditions on the table of entries.
@@ -53,6 +55,10 @@ class Filter:
             found.append(ENTRIES.c.at < instant(self.until))
         if self.name:
             found.append(ENTRIES.c.name.icontains(storable(self.name), autoescape=True))
+        if self.of_the_line is not None:
+            # In canonical JSON a quote inside of text has a backslash before it, so no name can look like this.
+            by_hand = ENTRIES.c.body.contains(f'"source":"{MANUAL}"')
+            found.append(~by_hand if self.of_the_line else by_hand)
         if self.answer == "none":
             found.append(LAST_ANSWER.is_(None))
         elif self.answer is not None:

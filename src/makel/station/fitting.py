@@ -1,12 +1,17 @@
 """Fits on the station's machine: each in a child process, one at a time, so the line neither waits nor dies with it.
 
 The child is `makel fit` itself; nothing of training is imported here. It has half of the cores and yields to the line.
-A job lives as long as the station; a page that is closed and opened again finds it where it is.
+A page that is closed and opened again finds a job where it is. What became of the last ones outlives the station, and
+one that a stop of the station cut off, or a power cut, says so.
+
+    DIR/jobs/ID/job.json   what is known of it
+    DIR/jobs/ID/images/    what it is fitted on, while it is
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -14,7 +19,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -25,10 +31,14 @@ from makel.station.registry import Version
 
 State = Literal["fitting", "done", "failed", "cancelled"]
 
+NAME = "job.json"
 _REMEMBERED = 20
 _CLOSING = "the station is being closed: start the fit again later"
+_CUT_OFF = "the station was stopped before it was learnt: send the images again"
 _PATIENCE_S = 10.0
 """How long a child may take to end when it is asked to."""
+
+_log = logging.getLogger(__name__)
 
 
 class TakeIn(Protocol):
@@ -49,6 +59,9 @@ class FitSettings:
         false_reject: Share of good parts that may be rejected.
         calibrate: "holdout" or "cross".
         method: How to learn; None for the default.
+        backbone: Where features come from; None for the preset's.
+        blocks: Blocks of the backbone; None for the preset's.
+        augment: Whether jittered copies are fitted on as well.
     """
 
     preset: str = "fast"
@@ -57,6 +70,9 @@ class FitSettings:
     false_reject: float = 0.01
     calibrate: str = "holdout"
     method: str | None = None
+    backbone: str | None = None
+    blocks: tuple[int, ...] | None = None
+    augment: bool = False
 
     def arguments(self) -> list[str]:
         """The same for the command line."""
@@ -68,8 +84,11 @@ class FitSettings:
             "--false-reject": self.false_reject,
             "--calibrate": self.calibrate,
             "--method": self.method,
+            "--backbone": self.backbone,
+            "--blocks": ",".join(map(str, self.blocks)) if self.blocks else None,
         }
-        return [word for option, value in given.items() if value is not None for word in (option, str(value))]
+        words = [word for option, value in given.items() if value is not None for word in (option, str(value))]
+        return [*words, "--augment"] if self.augment else words
 
 
 @dataclass(frozen=True)
@@ -132,7 +151,7 @@ class Fitting:
         self._closing = False
         self._child: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
-        shutil.rmtree(folder, ignore_errors=True)
+        self._recall()
 
     def jobs(self) -> list[Job]:
         """The last jobs, newest first."""
@@ -219,6 +238,8 @@ class Fitting:
             self._jobs[job.id] = job
             for old in list(self._jobs)[:-_REMEMBERED]:
                 del self._jobs[old]
+                shutil.rmtree(self._folder / old, ignore_errors=True)
+            self._keep(job)
         self._thread = threading.Thread(target=self._follow, args=(job, child, images, role), name="makel-fit")
         self._thread.start()
         return job
@@ -229,16 +250,7 @@ class Fitting:
         Raises:
             NotFoundError: There is no such job.
         """
-        job = self.job(job_id)
-        with self._lock:
-            if self._busy != job.id or self._child is None or self._child.poll() is not None:
-                return self._jobs[job.id]
-            self._change(job.id, state="cancelled")
-            child, thread = self._child, self._thread
-        _stop(child)
-        if thread is not None:
-            thread.join()
-        return self.job(job_id)
+        return self._interrupt(job_id, state="cancelled")
 
     def close(self) -> None:
         """Stop what runs, and start nothing more."""
@@ -246,9 +258,47 @@ class Fitting:
             self._closing = True
             busy, thread = self._busy, self._thread
         if busy in {job.id for job in self.jobs()}:
-            self.cancel(busy)
+            self._interrupt(busy, state="failed", problem=_CUT_OFF)
         if thread is not None:
             thread.join()
+
+    def _interrupt(self, job_id: str, **ending: Any) -> Job:
+        job = self.job(job_id)
+        with self._lock:
+            if self._busy != job.id or self._child is None or self._child.poll() is not None:
+                return self._jobs[job.id]
+            self._change(job.id, **ending)
+            child, thread = self._child, self._thread
+        _stop(child)
+        if thread is not None:
+            thread.join()
+        return self.job(job_id)
+
+    def _recall(self) -> None:
+        """The jobs of earlier runs; what they worked on is cleared away."""
+        for path in sorted(self._folder.glob(f"*/{NAME}"), key=lambda path: path.stat().st_mtime_ns):
+            with suppress(OSError, ValueError, TypeError, KeyError):  # one that cannot be read is none
+                known = json.loads(path.read_bytes())
+                job = Job(**known | {"settings": FitSettings(**known["settings"])})
+                if job.state == "fitting":
+                    job = replace(job, state="failed", problem=_CUT_OFF, ended=now())
+                self._jobs[job.id] = job
+        if self._folder.is_dir():
+            for folder in self._folder.iterdir():
+                shutil.rmtree(folder, ignore_errors=True)
+        for job in self._jobs.values():
+            self._keep(job)
+
+    def _keep(self, job: Job) -> None:
+        """What is known of a job to the disk, whole or not at all."""
+        folder = self._folder / job.id
+        partial = folder / f".{NAME}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps(asdict(job)), encoding="utf-8")
+            partial.replace(folder / NAME)
+        except OSError as error:  # it is known here; only a restart would not know it
+            _log.warning("%s cannot be written: %s", partial, error.strerror)
 
     def _follow(self, job: Job, child: subprocess.Popen[str], images: Path, role: str) -> None:
         """Read what the child says to its end, and take its model in."""
@@ -266,7 +316,7 @@ class Fitting:
             if pipe is not None:
                 pipe.close()
         try:
-            if self.job(job.id).state != "cancelled":
+            if self.job(job.id).state == "fitting":
                 self._finish(job, code, printed, said, images, role)
         except MakelError as error:
             self._end(job.id, state="failed", problem=str(error))
@@ -276,6 +326,7 @@ class Fitting:
             shutil.rmtree(folder, ignore_errors=True)
             with self._lock:
                 self._change(job.id, ended=now())
+                self._keep(self._jobs[job.id])
                 self._busy, self._child = "", None
 
     def _finish(

@@ -14,6 +14,12 @@ from makel.station.station import Station
 
 _PASSED = 400
 _ANSWERED = 1000
+FAR = 1.5
+"""Rejects called good that score beyond so many times their threshold look like nothing the model knows as good."""
+
+FEWEST = 3
+"""Different pictures that such a look takes: one alone may be a slip of the finger."""
+
 _GOOD_FOLDERS = ("good", "ok", "io", "gut", "normal", "pass")
 
 
@@ -24,12 +30,15 @@ class Gathered:
     Attributes:
         passed: Parts that passed and that nobody called a defect, newest first.
         said_good: Rejects that a person called good, newest first.
+        doubtful: Others that a person called good, too few and too far above their threshold to move it. They are left
+            out: a slip of the finger on one bad defect would let every defect like it pass.
         unanswered: Rejects of the same time that nobody spoke of. They are left out: if good ones are among them, a
             threshold from the others rejects a little more than it promises.
     """
 
     passed: tuple[Recorded, ...]
     said_good: tuple[Recorded, ...]
+    doubtful: tuple[Recorded, ...]
     unanswered: int
 
     @property
@@ -50,24 +59,32 @@ def gather(station: Station, model: str) -> Gathered:
     find = station.store.find
     passed = [
         each
-        for each in find(Filter(model=model, verdict="pass"), limit=_PASSED)
+        for each in find(Filter(model=model, verdict="pass", of_the_line=True), limit=_PASSED)
         if each.answer != "defect" and each.decision.image_sha256 in station.pictures
     ]
     since = min((each.decision.at for each in passed), default=None)
-    of_that_time = Filter(model=model, verdict="reject", answer="good", since=since)
     said_good = [
-        each
-        for each in find(of_that_time, limit=_ANSWERED)
-        if each.decision.score is not None and each.decision.image_sha256 in station.pictures
+        each for each in false_rejects(station, model, since=since) if each.decision.image_sha256 in station.pictures
     ]
-    unanswered = station.store.count(Filter(model=model, verdict="reject", answer="none", since=since))
-    return Gathered(tuple(passed), tuple(said_good), unanswered)
+    far = [each for each in said_good if (ratio(each) or 0.0) > FAR]
+    doubtful = far if len({each.decision.image_sha256 for each in far}) < FEWEST else []
+    unanswered = station.store.count(
+        Filter(model=model, verdict="reject", answer="none", since=since, of_the_line=True)
+    )
+    kept = tuple(each for each in said_good if each not in doubtful)
+    return Gathered(tuple(passed), kept, tuple(doubtful), unanswered)
 
 
-def false_rejects(station: Station, model: str) -> list[Recorded]:
-    """Rejects that a person called good, newest first, whether their pictures are kept or not."""
-    found = station.store.find(Filter(model=model, verdict="reject", answer="good"), limit=_ANSWERED)
-    return [each for each in found if each.decision.score is not None]
+def false_rejects(station: Station, model: str, *, since: str | None = None) -> list[Recorded]:
+    """Rejects of the line that a person called good, newest first, whether their pictures are kept or not."""
+    wanted = Filter(model=model, verdict="reject", answer="good", since=since, of_the_line=True)
+    return [each for each in station.store.find(wanted, limit=_ANSWERED) if each.decision.score is not None]
+
+
+def ratio(part: Recorded) -> float | None:
+    """How many times its threshold a part scores; None where that says nothing."""
+    score, threshold = part.decision.score, part.decision.threshold
+    return None if score is None or threshold is None or threshold <= 0 else score / threshold
 
 
 def write_out(station: Station, parts: Iterable[Recorded], folder: Path) -> tuple[list[Path], list[str]]:

@@ -1,4 +1,4 @@
-"""Those who want to hear of every decision: each has a thread and a short queue, so that a slow one holds nobody up."""
+"""Those who want to hear of every decision or change: each has a thread and a short queue, and holds nobody up."""
 
 from __future__ import annotations
 
@@ -6,28 +6,28 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-
-from makel.station.decisions import Recorded
+from typing import Generic, TypeVar
 
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
-class Listeners:
-    """Tells decisions to whoever listens, in their order. Thread-safe."""
+class Listeners(Generic[T]):
+    """Tells things, such as decisions, to whoever listens, in their order. Thread-safe."""
 
     def __init__(self, queue: int = 1000) -> None:
         """Nobody listens yet.
 
         Args:
-            queue: Decisions kept for a listener that is slow. Of more it misses the oldest, which it sees from the gap
-                in the numbers, and finds in the record.
+            queue: Things kept for a listener that is slow. Of more it misses the oldest; with decisions it sees that
+                from the gap in the numbers, and finds them in the record.
         """
         self._queue = queue
         self._lock = threading.Lock()
-        self._listeners: list[_Listener] = []
+        self._listeners: list[_Listener[T]] = []
 
-    def add(self, callback: Callable[[Recorded], None]) -> Callable[[], None]:
-        """Call somebody for every decision from now on, on a thread of its own.
+    def add(self, callback: Callable[[T], None]) -> Callable[[], None]:
+        """Call somebody for everything from now on, on a thread of its own.
 
         Returns:
             What ends that. It waits for a call that is under way, unless it is called from within.
@@ -44,12 +44,12 @@ class Listeners:
 
         return remove
 
-    def tell(self, decisions: Sequence[Recorded]) -> None:
-        """Hand decisions to everybody who listens; never waits for any of them."""
+    def tell(self, told: Sequence[T]) -> None:
+        """Hand things to everybody who listens; never waits for any of them."""
         with self._lock:
             listeners = list(self._listeners)
         for listener in listeners:
-            listener.hand(decisions)
+            listener.hand(told)
 
     def close(self) -> None:
         """Tell everybody what is left, and end."""
@@ -59,18 +59,18 @@ class Listeners:
             listener.stop()
 
 
-class _Listener:
-    def __init__(self, callback: Callable[[Recorded], None], queue: int) -> None:
+class _Listener(Generic[T]):
+    def __init__(self, callback: Callable[[T], None], queue: int) -> None:
         self._callback = callback
-        self._waiting: deque[Recorded] = deque(maxlen=queue)
+        self._waiting: deque[T] = deque(maxlen=queue)
         self._changed = threading.Condition()
         self._stopped = False
         self._thread = threading.Thread(target=self._call, name="makel-listener", daemon=True)
         self._thread.start()
 
-    def hand(self, decisions: Sequence[Recorded]) -> None:
+    def hand(self, told: Sequence[T]) -> None:
         with self._changed:
-            self._waiting.extend(decisions)
+            self._waiting.extend(told)
             self._changed.notify()
 
     def stop(self) -> None:
@@ -86,8 +86,8 @@ class _Listener:
                 self._changed.wait_for(lambda: self._waiting or self._stopped)
                 if not self._waiting:
                     return
-                decision = self._waiting.popleft()
+                told = self._waiting.popleft()
             try:
-                self._callback(decision)
+                self._callback(told)
             except Exception:
-                _log.exception("a listener failed on decision %s; it is told of the next one", decision.number)
+                _log.exception("a listener failed on %.100r; it is told of the next one", told)

@@ -87,7 +87,7 @@ class Neighbours:
     def _candidates(self, recorded: Recorded) -> list[Recorded]:
         find, decision = self._station.store.find, recorded.decision
         answered = find(Filter(model=decision.model, answer="good"), limit=_ANSWERED)
-        passed = find(Filter(model=decision.model, verdict="pass", answer="none"), limit=_PASSED)
+        passed = find(Filter(model=decision.model, verdict="pass", answer="none", of_the_line=True), limit=_PASSED)
         unique = {each.decision.image_sha256: each for each in (*passed, *answered)}
         unique.pop(decision.image_sha256, None)
         unique.pop("", None)

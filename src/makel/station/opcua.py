@@ -177,6 +177,8 @@ class OpcuaServer:
     def _heard(self, recorded: Recorded) -> None:
         """A decision of any line; called in a thread of the station's."""
         line = self._lines.get(recorded.decision.model)
+        if not recorded.decision.of_the_line:
+            return  # somebody tries an image by hand: the part that lies there now is another one
         if line is not None and not line.triggered and self._loop is not None:
             self._loop.call_soon_threadsafe(lambda: line.keep(line.show(recorded)))
 

@@ -27,13 +27,13 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._decisions = Counter(
             "makel_decisions",
-            "Decisions, by model, verdict, and what decided: score or fail-safe.",
+            "Decisions on parts of the line, by model, verdict, and what decided: score or fail-safe.",
             ["model", "verdict", "decided_by"],
             registry=self._registry,
         )
         self._latency = Histogram(
             "makel_latency_seconds",
-            "From accepted to decided.",
+            "From accepted to decided, of parts of the line.",
             ["model"],
             buckets=_BUCKETS_S,
             registry=self._registry,
@@ -57,6 +57,8 @@ class Metrics:
 
     def _count(self, outcome: Outcome) -> None:
         decision = outcome.decision
+        if not decision.of_the_line:
+            return
         decided_by = "fail-safe" if decision.reason else "score"
         self._decisions.labels(decision.model, decision.verdict, decided_by).inc()
         self._latency.labels(decision.model).observe(decision.latency_ms / 1000)

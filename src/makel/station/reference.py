@@ -1,11 +1,10 @@
-"""Good parts that later ones are compared with, and their file."""
+"""Good parts that later ones are compared with."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from makel.station.look import Look
 
@@ -30,28 +29,17 @@ class Reference:
         """Whether it holds enough parts to compare with."""
         return len(self.scores) >= N_START
 
-    def write(self, path: Path) -> None:
-        """Keep it in a file, whole or not at all.
-
-        Raises:
-            OSError: The file cannot be written.
-        """
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f".{path.name}")
-        looks = [look.to_json() for look in self.looks]
-        partial.write_text(json.dumps({"scores": self.scores, "looks": looks}), encoding="utf-8")
-        partial.replace(path)
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {"scores": list(self.scores), "looks": [look.to_json() for look in self.looks]}
 
     @classmethod
-    def read(cls, path: Path) -> Self:
-        """What `write` kept.
+    def from_json(cls, known: Mapping[str, Any]) -> Self:
+        """What `to_json` gave; further keys are left alone.
 
         Raises:
-            OSError: There is no such file, or it cannot be read.
-            ValueError: It holds something else.
+            KeyError: It is something else.
+            TypeError: Likewise.
+            ValueError: Likewise.
         """
-        try:
-            known = json.loads(path.read_bytes())
-            return cls([float(score) for score in known["scores"]], [Look.from_json(look) for look in known["looks"]])
-        except (TypeError, KeyError) as error:
-            raise ValueError(f"{path} holds no parts to compare with") from error
+        return cls([float(score) for score in known["scores"]], [Look.from_json(look) for look in known["looks"]])

@@ -173,23 +173,37 @@ class Registry:
             if number != active:
                 self._write_state(name, number, [*before, active])
 
+    def earlier(self, name: str) -> int | None:
+        """The version that judged before the present one, to which one step back leads; None where there was none.
+
+        Raises:
+            NotFoundError: There is no such model.
+        """
+        here = self._numbers(name)
+        return next((number for number in reversed(self._state(name)[1]) if number in here), None)
+
     def before(self, name: str) -> int:
-        """The version that was active before the present one.
+        """The version that judged before the present one.
 
         Raises:
             NotFoundError: There is no such model.
             UsageError: There was none before.
         """
-        before = self._state(name)[1]
-        if not before:
-            raise UsageError(f"{name} has had no other version than this one: there is nothing to go back to")
-        return before[-1]
+        if (before := self.earlier(name)) is None:
+            active = self.active(name)
+            others = [f"version {number}" for number in self._numbers(name) if number != active]
+            never = f" Activate {' or '.join(others)} instead" if others else " It has no other version"
+            raise UsageError(
+                f"version {active} of {name} has followed no other that judged here: there is no way back from it."
+                f"{never}"
+            )
+        return before
 
     def step_back(self, name: str) -> None:
         """Make the version before the active one again. Another step back leads to the one before that."""
         with self._lock:
-            number = self.before(name)
-            self._write_state(name, number, self._state(name)[1][:-1])
+            number, judged = self.before(name), self._state(name)[1]
+            self._write_state(name, number, judged[: len(judged) - 1 - judged[::-1].index(number)])
 
     def _version(self, name: str, number: int, active: int) -> Version:
         path = self._folder / name / str(number)

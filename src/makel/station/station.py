@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Literal, Self
 
 from makel.errors import CandidateError, MakelError, ModelFolderError, NotFoundError, Overloaded, UsageError
 from makel.images import MAX_PIXELS, decode
@@ -53,6 +53,19 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Changed:
+    """Something other than a new decision that whoever shows the station has to show anew.
+
+    Attributes:
+        what: "models" (versions, and which one judges), "answer" or "candidates".
+        detail: Plain values for JSON: the name of the model; of an answer the decision with what is said of it now.
+    """
+
+    what: Literal["models", "answer", "candidates"]
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Outcome:
     """A decision, recorded, and what it rests on.
 
@@ -93,7 +106,7 @@ class Station:
         store: Store,
         recorder: Recorder,
         pictures: Pictures,
-        listeners: Listeners,
+        listeners: Listeners[Recorded | Changed],
     ) -> None:
         """Use `open`."""
         self.folder, self.settings, self.registry = folder, settings, registry
@@ -135,7 +148,7 @@ class Station:
         except BaseException:
             journal.close()
             raise
-        listeners = Listeners()
+        listeners = Listeners[Recorded | Changed]()
         recorder = Recorder(record, journal, arrived=listeners.tell)
         station = cls(folder, settings, registry, record, recorder, Pictures(folder / "pictures"), listeners)
         for name in registry.names():
@@ -187,7 +200,7 @@ class Station:
             image: The bytes of an image file. What is no image is a fail-safe reject, and recorded.
             model: The name of the model; may be left out where there is one only.
             name: The caller's name for the part.
-            source: Where it came from: "http", "watch", "opcua" or "trigger".
+            source: Where it came from, see `Decision`.
             arrival: For a file, what tells this delivery of it from any other, see `Decision`.
             deadline_s: Seconds from now after which it is a fail-safe reject; None for the station's own.
 
@@ -282,14 +295,22 @@ class Station:
         Returns:
             What ends that.
         """
+        return self._listeners.add(lambda told: callback(told) if isinstance(told, Recorded) else None)
+
+    def follow(self, callback: Callable[[Recorded | Changed], None]) -> Callable[[], None]:
+        """As `listen`, and for every `Changed` between the decisions as well."""
         return self._listeners.add(callback)
+
+    def changed(self, what: Literal["models", "answer", "candidates"], **detail: Any) -> None:
+        """Tell all who follow."""
+        self._listeners.tell([Changed(what, detail)])
 
     def watch_outcomes(self, callback: Callable[[Outcome], None]) -> None:
         """Call something quick for every outcome, before it is answered: counters, not connections."""
         self._watchers.append(callback)
 
-    def answer(self, number: int, answer: Label, by: str) -> Recorded:
-        """Record what a person says of a part, and keep its picture longest.
+    def answer(self, number: int, answer: Label | None, by: str) -> Recorded:
+        """Record what a person says of a part, and keep its picture longest; None takes back what was said.
 
         Raises:
             NotFoundError: No decision has this number.
@@ -299,6 +320,7 @@ class Station:
         recorded = self.store.get(number)
         self._recording.wait_for_picture(recorded.decision.image_sha256)
         self.pictures.answered(recorded.decision.image_sha256)
+        self.changed("answer", **recorded.to_json())
         return recorded
 
     def picture(self, recorded: Recorded) -> bytes:
@@ -368,6 +390,8 @@ class Station:
                 self.store.audit(by, role, "add model", detail)
             if name not in self._lines:
                 self._start(name)
+            if new:
+                self.changed("models", model=name)
             return version, new
 
     def scratch(self) -> Path:
@@ -393,6 +417,7 @@ class Station:
             self.store.audit(by, role, "activate", {"model": name, "version": number, "model_id": inspector.model_id})
             self.registry.set_active(name, number)
             self._put(name, inspector)
+            self.changed("models", model=name)
             return self.registry.version(name)
 
     def rollback(self, name: str, *, by: str, role: str) -> Version:
@@ -410,6 +435,7 @@ class Station:
             self.store.audit(by, role, "roll back", {"model": name, "version": number, "model_id": inspector.model_id})
             self.registry.step_back(name)
             self._put(name, inspector)
+            self.changed("models", model=name)
             return self.registry.version(name)
 
     def obstacles(self) -> list[str]:

@@ -110,15 +110,15 @@ class Store:
             for (number, entry_hash), decision in zip(written, decisions, strict=True)
         ]
 
-    def answer(self, number: int, answer: Label, by: str) -> None:
-        """Add what a person says of a part.
+    def answer(self, number: int, answer: Label | None, by: str) -> None:
+        """Add what a person says of a part; None takes back what was said before.
 
         Raises:
             NotFoundError: No decision has this number.
             StoreError: The record cannot be written now.
         """
-        if answer not in ("good", "defect"):
-            raise UsageError(f"answer is {answer!r}: it is 'good' or 'defect'")
+        if answer not in ("good", "defect", None):
+            raise UsageError(f"answer is {answer!r}: it is 'good' or 'defect', or None to take it back")
         self.get(number)
         self._add(_Waiting([Draft("answer", Answer(number, answer, by, now()).to_json())]))
 

@@ -3,13 +3,15 @@
 import { get, post } from "./api.js";
 import { h, put, say, shape } from "./dom.js";
 import { station } from "./station.js";
-import { counted, percent } from "./words.js";
+import { counted, local, percent } from "./words.js";
 
 const BUSY = ["making", "testing"];
 
 export class Candidates extends EventTarget {
   #poll = null;
   #isOpen = true;
+  #drawn = null;
+  #subscriptions = new AbortController();
 
   constructor(name) {
     super();
@@ -18,11 +20,15 @@ export class Candidates extends EventTarget {
     this.advice = h("div");
     this.last = h("div", { "aria-live": "polite" });
     this.element = h("section", { class: "card" }, h("h2", null, "From what people said"), this.advice, this.last);
+    const { signal } = this.#subscriptions;
+    for (const kind of ["models", "recent", "answer"]) station.addEventListener(kind, () => this.#look(), { signal });
+    station.addEventListener("candidates", (event) => event.detail === this.name && this.#look(), { signal });
     this.#look();
   }
 
   close() {
     this.#isOpen = false;
+    this.#subscriptions.abort();
     clearTimeout(this.#poll);
   }
 
@@ -31,11 +37,17 @@ export class Candidates extends EventTarget {
       const { advice, candidates } = await get(this.path);
       const last = candidates[0];
       const isBusy = last && BUSY.includes(last.state);
-      put(this.advice, this.#advise(advice, isBusy));
-      put(this.last, last ? this.#candidate(last) : null);
+      const judges = station.model(this.name)?.active;
+      const drawn = JSON.stringify([advice, last, judges]);
+      if (drawn !== this.#drawn) {
+        put(this.advice, this.#advise(advice, isBusy));
+        put(this.last, last ? this.#candidate(last, judges) : null);
+      }
+      this.#drawn = drawn;
       clearTimeout(this.#poll);
       if (this.#isOpen && isBusy) this.#poll = setTimeout(() => this.#look(), 700);
     } catch (problem) {
+      this.#drawn = null;
       put(this.advice, h("p", { class: "problem" }, problem.message));
     }
   }
@@ -61,7 +73,7 @@ export class Candidates extends EventTarget {
     this.#look();
   }
 
-  #candidate(candidate) {
+  #candidate(candidate, judges) {
     const what = { recalibrate: "New thresholds", refit: "Learning anew", budget: "Another budget" }[candidate.kind];
     const parts = candidate.kind === "budget" ? `the scores of the version that judges, at ${percent(candidate.false_reject)} false rejects` : `${counted(candidate.n_passed, "part")} that passed, ${counted(candidate.n_said_good, "reject")} called good`;
     const head = {
@@ -70,16 +82,18 @@ export class Candidates extends EventTarget {
       ready: "May judge",
       refused: "Must not judge",
       failed: "Could not be made",
-      active: `Judges now, as version ${candidate.version}`,
+      active: candidate.version === judges ? `Judges now, as version ${candidate.version}` : `Was activated as version ${candidate.version}; version ${judges} judges now`,
     }[candidate.state];
-    const kind = { ready: "pass", active: "pass", refused: "reject", failed: "reject" }[candidate.state] ?? "none";
+    const isPast = candidate.state === "active" && candidate.version !== judges;
+    const kind = isPast ? "none" : ({ ready: "pass", active: "pass", refused: "reject", failed: "reject" }[candidate.state] ?? "none");
     const progress = BUSY.includes(candidate.state) ? h("progress", { "aria-label": head, ...(candidate.total > 1 ? { max: candidate.total, value: candidate.done } : {}) }) : null;
     return [
       h("h3", null, `Candidate: ${what.toLowerCase()}`),
       h("p", { class: `state ${{ pass: "good", reject: "bad", none: "muted" }[kind]}` }, shape(kind), head),
       progress,
-      candidate.problem ? h("p", { class: "problem" }, candidate.problem) : null,
+      candidate.problem ? h("p", { class: "problem" }, local(candidate.problem)) : null,
       h("p", { class: "muted" }, `Made of ${parts}.`),
+      candidate.left_out.length ? h("details", null, h("summary", null, `${counted(candidate.left_out.length, "picture")} left out`), h("ul", null, candidate.left_out.map((line) => h("li", null, line)))) : null,
       candidate.regression.promised === undefined ? null : this.#comparison(candidate.regression),
       candidate.state === "ready" ? h("button", { type: "button", class: "primary", disabled: !station.isEngineer, onclick: () => this.#activate(candidate.id) }, "Activate the candidate") : null,
     ];
@@ -111,7 +125,7 @@ export class Candidates extends EventTarget {
   async #activate(id) {
     try {
       const version = await post(`${this.path}/${id}/activate`);
-      say(`Version ${version.version} of ${this.name} judges now.`);
+      say(`Version ${version.version} of ${this.name} was activated.`);
       this.dispatchEvent(new Event("activated"));
     } catch (problem) {
       say(problem.message, "problem");

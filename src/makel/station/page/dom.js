@@ -25,10 +25,40 @@ export function s(name, properties, ...children) {
   return fill(document.createElementNS(SVG, name), properties, children);
 }
 
-/** Put other children into an element. */
+const FOCUSABLE = "a[href], button:not(:disabled), input:not(:disabled), select:not(:disabled), summary, [tabindex='0']";
+
+/** What an element that is drawn anew has in common with the one before. */
+function likeness(element) {
+  return `${element.tagName} ${element.id || element.getAttribute("href") || element.getAttribute("aria-label") || element.textContent}`;
+}
+
+/** Put other children into an element. What had the focus in it keeps it, or what is drawn in its place does. */
 export function put(element, ...children) {
+  const focused = document.activeElement;
+  const isInside = focused !== element && element.contains(focused);
+  const like = isInside ? likeness(focused) : null;
   element.replaceChildren(...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false));
+  if (isInside) {
+    const again = element.contains(focused) ? focused : [...element.querySelectorAll(FOCUSABLE)].find((each) => likeness(each) === like);
+    if (again) again.focus({ preventScroll: true });
+    else focusAround(element);
+  }
   return element;
+}
+
+/** Give the focus to the section that an element is in: it never falls back to the top of the page. */
+export function focusAround(element) {
+  const section = element.closest("section, article, aside, main");
+  if (!section) return;
+  if (!section.hasAttribute("tabindex")) section.setAttribute("tabindex", "-1");
+  section.focus({ preventScroll: true });
+}
+
+/** Let a button be pressed or not; one that no longer can hands the focus on. */
+export function enable(button, isEnabled) {
+  const isFocused = document.activeElement === button;
+  button.disabled = !isEnabled;
+  if (isFocused && !isEnabled) focusAround(button);
 }
 
 /** The shape that goes with a word, so that neither needs colour. */

@@ -4,7 +4,7 @@ import { get, post } from "./api.js";
 import { blockChart, uniformityChart } from "./charts.js";
 import { h, put, say, shape } from "./dom.js";
 import { station } from "./station.js";
-import { bytes, counted, figure, percent, time } from "./words.js";
+import { bytes, counted, figure, local, percent, time } from "./words.js";
 
 const EVERY_MS = 5000;
 
@@ -62,7 +62,7 @@ export class HealthView {
     put(
       this.cards.ready,
       h("p", { class: `state ${ready ? "good" : "bad"}` }, shape(ready ? "pass" : "reject"), ready ? "Decides" : "Does not decide"),
-      h("ul", { class: "plain" }, obstacles.map((text) => h("li", { class: "problem" }, text))),
+      h("ul", { class: "plain" }, obstacles.map((text) => h("li", { class: "problem" }, local(text)))),
       h("p", { class: "muted" }, warnings.length ? `${counted(warnings.length, "warning")}, told above.` : "Nothing needs anybody."),
     );
     put(
@@ -94,7 +94,8 @@ export class HealthView {
   }
 
   async #verify() {
-    this.verify.disabled = true;
+    if (this.verify.ariaBusy === "true") return;
+    this.verify.ariaBusy = "true"; // not disabled: that would take the focus from it
     try {
       const { problem } = await post("/record/verify");
       say(problem ? `The record is broken at ${problem}` : "The record is as it was written.", problem ? "problem" : "note");
@@ -103,12 +104,12 @@ export class HealthView {
     } catch (problem) {
       say(problem.message, "problem");
     }
-    this.verify.disabled = false;
+    this.verify.ariaBusy = "false";
   }
 
   #drifts() {
     const parts = this.#drift.models.map((state) => {
-      const judged = station.latest(state.model, 200).filter((decision) => decision.p_value !== null && decision.model_id === state.model_id);
+      const judged = station.running(state.model, 200).filter((decision) => decision.p_value !== null);
       const [low, high] = state.reject_interval_95 ?? [0, 1];
       const tested = state.blocks.length > 0;
       const causes = state.causes.map((cause) => cause.cause).join(" and ");

@@ -1,12 +1,22 @@
 // History: what was decided, part by part, and what people say of it.
 
 import { get, post } from "./api.js";
-import { h, isTyping, put, say, shape } from "./dom.js";
+import { enable, h, isTyping, put, say, shape } from "./dom.js";
 import { heatSlider, regionList, Viewer } from "./part.js";
 import { station } from "./station.js";
-import { counted, figure, percent, time } from "./words.js";
+import { counted, figure, moment, percent, time, zoneOf } from "./words.js";
 
 const PAGE = 50;
+const CHOSEN = "makel-history"; // in this tab, so that a look at another view loses neither filters nor page
+
+function remembered() {
+  try {
+    const { filters = {}, pages = [null] } = JSON.parse(sessionStorage.getItem(CHOSEN)) ?? {};
+    return { filters, pages };
+  } catch {
+    return { filters: {}, pages: [null] };
+  }
+}
 
 export class HistoryView {
   title = "History";
@@ -25,6 +35,7 @@ export class HistoryView {
       { class: "filters", "aria-label": "Which parts", onchange: () => this.#first(), onsubmit: (event) => this.#submitted(event) },
       choice("verdict", "Verdict", [["", "all"], ["pass", "pass"], ["reject", "reject"]]),
       choice("answer", "Answer", [["", "all"], ["none", "none yet"], ["good", "was good"], ["defect", "was a defect"]]),
+      choice("source", "Source", [["", "all"], ["line", "the line"], ["manual", "tried by hand"]]),
       this.models,
       h("label", { for: "name" }, "Name", h("input", { id: "name", name: "name", type: "search", size: 12, autocomplete: "off" })),
       h("label", { for: "since" }, "From", h("input", { id: "since", name: "since", type: "datetime-local" })),
@@ -36,6 +47,10 @@ export class HistoryView {
     this.older = h("button", { type: "button", onclick: () => this.#turn(1) }, "Older");
     this.words = h("p", { class: "muted", role: "status" });
     this.detail = h("section", { class: "detail", "aria-label": "One part" });
+    const { filters, pages } = remembered();
+    this.#pages = pages;
+    this.#choices(filters.model);
+    for (const [name, value] of Object.entries(filters)) if (this.filters.elements[name]) this.filters.elements[name].value = value;
     this.element = h(
       "div",
       { class: "history" },
@@ -51,6 +66,8 @@ export class HistoryView {
     document.addEventListener("keydown", (event) => this.#key(event), { signal });
     station.addEventListener("models", () => this.#choices(), { signal });
     station.addEventListener("decision", () => this.#came(), { signal });
+    station.addEventListener("answer", (event) => this.#said(event.detail), { signal });
+    station.addEventListener("recent", () => this.#again(), { signal });
     this.#choices();
     this.#load();
     this.go(number);
@@ -58,22 +75,52 @@ export class HistoryView {
 
   /** Another part of the same view. */
   go(number) {
-    this.#number = number ? Number(number) : null;
-    this.element.classList.toggle("opened", this.#number !== null);
+    const before = this.#number;
+    this.#number = /^[1-9]\d{0,14}$/.test(number ?? "") ? Number(number) : null;
+    this.element.classList.toggle("opened", Boolean(number));
     this.#mark();
-    if (this.#number) this.#part(this.#number);
-    else put(this.detail, h("p", { class: "muted invitation" }, "Choose a part to see it."));
+    if (this.#number) {
+      this.#part(this.#number);
+      return;
+    }
+    const words = number ? `There is no part ${number}: parts are numbered 1, 2, 3…` : "Choose a part to see it.";
+    put(this.detail, h("p", { class: "muted invitation" }, words), number ? h("a", { href: "#history" }, "All parts") : null);
+    if (before) this.#item(before)?.firstChild.focus({ preventScroll: true }); // where it was opened from
   }
 
   close() {
     this.#subscriptions.abort();
   }
 
-  #choices() {
+  #choices(wanted) {
     const select = this.models.querySelector("select");
-    const chosen = select.value;
-    put(select, h("option", { value: "" }, "all"), station.models.map((model) => h("option", { value: model.name }, model.name)));
+    const chosen = wanted ?? select.value;
+    const names = new Set([...station.models.map((model) => model.name), chosen].filter(Boolean));
+    put(select, h("option", { value: "" }, "all"), [...names].map((name) => h("option", { value: name }, name)));
     select.value = chosen;
+  }
+
+  #item(number) {
+    return [...this.list.children].find((each) => Number(each.dataset.number) === number);
+  }
+
+  // Said here, by somebody else, or in another tab.
+  #said(decision) {
+    const item = this.#item(decision.number);
+    if (item) put(item, this.#row(decision));
+    this.#mark();
+    if (this.#number === decision.number && this.answers) this.#answered(decision);
+  }
+
+  // After the station was away: what is shown may have been answered meanwhile.
+  async #again() {
+    for (const decision of station.recent) if (this.#item(decision.number)) this.#said(decision);
+    if (!this.#number) return;
+    try {
+      this.#said(await get(`/history/${this.#number}`));
+    } catch {
+      // it says so where it is opened
+    }
   }
 
   #submitted(event) {
@@ -95,8 +142,8 @@ export class HistoryView {
   #turns() {
     const isFirst = this.#pages.length === 1;
     put(this.newer, isFirst && this.#fresh ? `${this.#fresh} new` : "Newer");
-    this.newer.disabled = isFirst && !this.#fresh;
-    this.older.disabled = !this.more;
+    enable(this.newer, !isFirst || this.#fresh > 0);
+    enable(this.older, Boolean(this.more));
   }
 
   #turn(by) {
@@ -108,7 +155,10 @@ export class HistoryView {
 
   async #load() {
     const wanted = Object.fromEntries(new FormData(this.filters));
+    sessionStorage.setItem(CHOSEN, JSON.stringify({ filters: wanted, pages: this.#pages }));
     for (const key of ["since", "until"]) if (wanted[key]) wanted[key] = new Date(wanted[key]).toISOString();
+    // Filters that hide parts must be seen, not remembered by who set them.
+    this.filters.classList.toggle("chosen", Object.values(wanted).some(Boolean));
     try {
       const page = await get("/history", { ...wanted, before: this.#pages.at(-1), limit: PAGE });
       this.#decisions = page.decisions;
@@ -120,7 +170,7 @@ export class HistoryView {
     }
     put(this.list, this.#decisions.map((decision) => this.#row(decision)));
     const [first, last] = [this.#decisions[0], this.#decisions.at(-1)];
-    put(this.words, first ? `No. ${last.number} to ${first.number}` : "No part is like that.");
+    put(this.words, first ? `No. ${last.number} to ${first.number}, times in ${zoneOf(first.at)}` : "No part is like that.");
     this.#turns();
     this.#mark();
   }
@@ -134,7 +184,7 @@ export class HistoryView {
       h("b", null, decision.verdict),
       h("span", { class: "row-name" }, decision.name || `Part ${decision.number}`),
       h("span", { class: "row-number" }, decision.reason ? "not judged" : `p ${figure(decision.p_value, 2)}`),
-      h("span", { class: "row-answer" }, said),
+      h("span", { class: "row-answer" }, said || (decision.source === "manual" ? "by hand" : "")),
       h("span", { class: "row-time" }, time(decision.at)),
     );
     const item = h("li", null, row);
@@ -162,7 +212,7 @@ export class HistoryView {
     const other = new Viewer("Nearest good picture");
     const caption = h("figcaption", null, "Nearest good picture");
     const fact = (word, value) => [h("dt", null, word), h("dd", null, value)];
-    this.answers = h("div", { class: "answers", role: "group", "aria-label": "What was it really?" });
+    this.#answers(number);
     put(
       this.detail,
       h(
@@ -182,9 +232,9 @@ export class HistoryView {
         "dl",
         { class: "facts" },
         fact("number", String(decision.number)),
-        fact("time", decision.at.replace("T", " ").replace(/\.\d+/, "").replace("+00:00", " UTC")),
+        fact("time", moment(decision.at)),
         fact("model", `${decision.model} (${decision.model_id.slice(0, 8) || "none answered"})`),
-        fact("source", decision.source),
+        fact("source", decision.source === "manual" ? "tried by hand: counts for no rate" : decision.source),
         fact("latency", `${figure(decision.latency_ms)} ms`),
         fact("image", h("code", null, decision.image_sha256.slice(0, 16) || "none")),
         fact("entry", h("code", null, decision.hash.slice(0, 16))),
@@ -218,21 +268,28 @@ export class HistoryView {
     }
   }
 
-  #answered(decision) {
+  #answers(number) {
     const button = (answer, words, key) =>
-      h("button", { type: "button", class: `answer ${answer}`, "aria-pressed": decision.answer === answer, "aria-keyshortcuts": key, onclick: () => this.#answer(decision.number, answer) }, shape(answer === "good" ? "pass" : "reject"), words, h("kbd", { "aria-hidden": "true" }, key));
-    put(this.answers, button("good", "This was good", "G"), button("defect", "This was a defect", "D"));
+      h("button", { type: "button", class: `answer ${answer}`, "aria-keyshortcuts": key, onclick: () => this.#answer(number, answer) }, shape(answer === "good" ? "pass" : "reject"), words, h("kbd", { "aria-hidden": "true" }, key));
+    this.good = button("good", "This was good", "G");
+    this.defect = button("defect", "This was a defect", "D");
+    this.back = h("button", { type: "button", class: "quiet", "aria-keyshortcuts": "U", onclick: () => this.#answer(number, null) }, "Take it back", h("kbd", { "aria-hidden": "true" }, "U"));
+    this.answers = h("div", { class: "answers", role: "group", "aria-label": "What was it really?" }, this.good, this.defect, this.back);
+  }
+
+  #answered({ answer }) {
+    this.answer = answer;
+    this.good.setAttribute("aria-pressed", answer === "good");
+    this.defect.setAttribute("aria-pressed", answer === "defect");
+    if (document.activeElement === this.back && !answer) this.good.focus({ preventScroll: true });
+    this.back.hidden = !answer;
   }
 
   async #answer(number, answer) {
+    if (answer === this.answer && this.#number === number) return; // it is in the record
     try {
-      const decision = await post(`/history/${number}/answer`, { answer });
-      station.update(decision);
-      if (this.#number === number) this.#answered(decision);
-      const item = [...this.list.children].find((each) => Number(each.dataset.number) === number);
-      item?.replaceWith(this.#row(decision));
-      this.#mark();
-      say(`Recorded: part ${number} was ${answer === "good" ? "good" : "a defect"}.`);
+      station.update(await post(`/history/${number}/answer`, { answer }));
+      say(answer ? `Recorded: part ${number} was ${answer === "good" ? "good" : "a defect"}.` : `Taken back: nothing is said of part ${number}.`);
     } catch (problem) {
       say(problem.message, "problem");
     }
@@ -248,8 +305,9 @@ export class HistoryView {
 
   #key(event) {
     if (isTyping(event) || this.#number === null) return;
-    const answer = { g: "good", d: "defect" }[event.key.toLowerCase()];
-    if (answer) this.#answer(this.#number, answer);
+    const answers = { g: "good", d: "defect", u: null };
+    const key = event.key.toLowerCase();
+    if (Object.hasOwn(answers, key) && !event.repeat) this.#answer(this.#number, answers[key]);
     if (event.key === "Escape") location.hash = "#history";
   }
 }

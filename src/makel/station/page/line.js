@@ -151,6 +151,7 @@ export class LineView {
     this.#shown = decision;
     this.verdict.className = `verdict ${decision.verdict}`;
     const facts = [h("p", { class: "part-name" }, decision.name || `Part ${decision.number}`)];
+    if (decision.source === "manual") facts.push(h("p", { class: "by-hand" }, "Tried by hand: counts for no rate."));
     if (decision.reason) facts.push(h("p", null, `Not judged: ${decision.reason}`));
     else facts.push(h("p", null, `score ${figure(decision.score)} of ${figure(decision.threshold)}, p = ${figure(decision.p_value, 3)}`));
     facts.push(h("p", null, `No. ${decision.number}, ${decision.model}, ${time(decision.at)}, ${Math.round(decision.latency_ms)} ms`));
@@ -177,7 +178,7 @@ export class LineView {
   #statistics() {
     clearTimeout(this.#drawing);
     this.#drawing = null;
-    const decisions = station.latest(this.#model, WINDOW);
+    const decisions = station.running(this.#model, WINDOW);
     const model = station.model(this.#model || (station.models.length === 1 ? station.models[0].name : ""));
     const promised = model?.promised_false_reject ?? null;
     const rejects = decisions.filter((decision) => decision.verdict === "reject").length;
@@ -190,7 +191,7 @@ export class LineView {
       h(
         "p",
         { class: "muted" },
-        `${rejects} of the last ${counted(decisions.length, "part")}`,
+        `${rejects} of the last ${counted(decisions.length, "part")}${this.#since(decisions, model)}`,
         h("br"),
         decisions.length ? `${percent(low)} to ${percent(high)} (95 %)` : "",
         promised === null ? "" : h("span", { class: over ? "over" : "within" }, over ? `more than the ${percent(promised)} that good parts explain` : `${percent(promised)} promised for good parts`),
@@ -199,8 +200,13 @@ export class LineView {
     );
     const floor = model?.n_calibrate ? 1 / (model.n_calibrate + 1) : null;
     put(this.charts, pValueChart(decisions.slice(-100), promised, floor));
-    const last = decisions.filter((decision) => decision.verdict === "reject" && decision.number).slice(-STRIP).reverse();
+    const last = station.latest(this.#model, WINDOW).filter((decision) => decision.verdict === "reject" && decision.number).slice(-STRIP).reverse();
     this.#rejects(last);
+  }
+
+  #since(decisions, model) {
+    const line = station.latest(this.#model, WINDOW).filter((decision) => decision.source !== "manual");
+    return model && line.length > decisions.length ? `, since version ${model.active} judges` : "";
   }
 
   #rejects(last) {
@@ -231,7 +237,7 @@ export class LineView {
     }
     for (const file of files) {
       try {
-        const query = new URLSearchParams({ name: file.name, ...(model ? { model } : {}) });
+        const query = new URLSearchParams({ name: file.name, source: "manual", ...(model ? { model } : {}) });
         await ask(`/inspect?${query}`, { method: "POST", body: file, headers: { "Content-Type": "application/octet-stream" } });
       } catch (problem) {
         say(`${file.name}: ${problem.message}`, "problem");

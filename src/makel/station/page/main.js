@@ -1,13 +1,13 @@
 // The frame around the views: which one is open, who is there, whether the station is heard, light or dark.
 
 import { post } from "./api.js";
-import { h, isTyping, put, shape } from "./dom.js";
+import { h, isTyping, put, say, shape } from "./dom.js";
 import { HealthView } from "./health.js";
 import { HistoryView } from "./history.js";
 import { LineView } from "./line.js";
 import { ModelsView } from "./models.js";
 import { station } from "./station.js";
-import { time } from "./words.js";
+import { local, time } from "./words.js";
 
 const VIEWS = { line: LineView, history: HistoryView, models: ModelsView, health: HealthView };
 const THEMES = ["auto", "light", "dark"];
@@ -16,14 +16,25 @@ const main = document.getElementById("view");
 const tabs = document.getElementById("tabs");
 let open = { name: null, view: null };
 
+/** The view that the address names, and what of it; the first view where it names none. */
+function place() {
+  try {
+    const [name, ...rest] = location.hash.slice(1).split("/").map(decodeURIComponent);
+    if (Object.hasOwn(VIEWS, name)) return [name, ...rest];
+  } catch {
+    // no address at all, such as "#%"
+  }
+  if (location.hash) say(`There is nothing at ${location.hash.slice(0, 60)} here.`, "problem");
+  history.replaceState(null, "", "#line");
+  return ["line"];
+}
+
 function route() {
-  const [name = "line", ...rest] = decodeURIComponent(location.hash.slice(1)).split("/");
-  const known = name in VIEWS ? name : "line";
-  if (open.name === known && open.view.go) {
-    open.view.go(...rest);
+  const [known, ...rest] = place();
+  if (open.name === known) {
+    open.view.go?.(...rest);
     return;
   }
-  if (open.name === known) return;
   open.view?.close();
   const view = new VIEWS[known]();
   open = { name: known, view };
@@ -61,8 +72,8 @@ function drawConnection() {
   put(
     document.getElementById("notices"),
     lost ? h("p", { class: "notice" }, shape("reject"), h("strong", null, "Connection lost."), `${since} Trying again…`) : null,
-    lost ? null : noModel.map((text) => h("p", { class: "notice" }, shape("reject"), h("strong", null, "No part is judged."), text)),
-    lost ? null : warnings.map((text) => h("p", { class: "notice mild" }, shape("none"), text)),
+    lost ? null : noModel.map((text) => h("p", { class: "notice" }, shape("reject"), h("strong", null, "No part is judged."), local(text))),
+    lost ? null : warnings.map((text) => h("p", { class: "notice mild" }, shape("none"), local(text))),
   );
 }
 
@@ -117,6 +128,13 @@ window.addEventListener("hashchange", () => {
   route();
   if (open.name !== before) main.focus();
 });
+// The address names a view, so the way to the content must not be one.
+document.querySelector(".skip").addEventListener("click", (event) => {
+  event.preventDefault();
+  main.focus();
+});
+// What fails must not look as if all were well.
+for (const kind of ["error", "unhandledrejection"]) window.addEventListener(kind, (event) => say(`The page has failed: ${event.message ?? event.reason?.message}. Load it again.`, "problem"));
 // A file that misses its place must not replace the page.
 for (const kind of ["dragover", "drop"]) window.addEventListener(kind, (event) => event.preventDefault());
 window.addEventListener("unknown-caller", signIn);

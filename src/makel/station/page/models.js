@@ -3,15 +3,16 @@
 import { ask, get, post } from "./api.js";
 import { Candidates } from "./candidates.js";
 import { scoreHistogram } from "./charts.js";
-import { h, put, say, shape } from "./dom.js";
+import { enable, h, put, say, shape } from "./dom.js";
 import { heatSlider, Viewer } from "./part.js";
 import { station } from "./station.js";
 import { Teach } from "./teach.js";
 import { counted, figure, percent, time } from "./words.js";
 
+const teach = new Teach(); // what is chosen, sent or learnt there goes on while another view is looked at
+
 export class ModelsView {
   title = "Models";
-  #teach = new Teach();
   #name = null;
   #version = null;
   #candidates = null;
@@ -30,45 +31,47 @@ export class ModelsView {
         "aside",
         { class: "side", "aria-label": "All models" },
         h("section", { class: "card" }, h("h2", null, "Models"), this.list, (this.add = h("button", { type: "button", class: "quiet", onclick: () => this.take.click() }, "Add a fitted model (zip)…")), this.take),
-        this.#teach.element,
+        teach.element,
       ),
       this.panel,
     );
-    this.#teach.addEventListener("ended", (event) => this.#learnt(event.detail));
   }
 
   open(name, version) {
     const { signal } = this.#subscriptions;
     station.addEventListener("models", () => this.#draw(), { signal });
-    this.#teach.open();
+    teach.addEventListener("ended", (event) => this.#learnt(event.detail), { signal });
+    teach.open();
     this.go(name, version);
     station.refreshModels().catch((problem) => say(problem.message, "problem"));
   }
 
   go(name, version) {
-    this.#name = name ?? null;
-    this.#version = version ? Number(version) : null;
+    this.#name = name || null;
+    this.#version = version || null;
     this.shown = null;
     this.#draw();
   }
 
   close() {
     this.#subscriptions.abort();
-    this.#teach.close();
+    teach.close();
     this.#candidates?.close();
   }
 
+  // What is being read stays: the job itself leads to the new version.
   async #learnt(job) {
     if (job.state !== "done") return;
+    say(`${job.name}, version ${job.version}, is learnt.`);
     await station.refreshModels();
-    location.hash = `#models/${job.name}/${job.version}`;
   }
 
   #draw() {
     const { models } = station;
-    this.#teach.known(models.map((model) => model.name));
-    this.add.disabled = !station.isEngineer;
-    const name = this.#name ?? models[0]?.name;
+    teach.known(models.map((model) => model.name));
+    enable(this.add, station.isEngineer);
+    this.#name ??= models[0]?.name ?? null;
+    const name = this.#name;
     put(
       this.list,
       models.map((model) =>
@@ -87,17 +90,35 @@ export class ModelsView {
     );
     const model = station.model(name);
     if (!model) {
+      this.shown = null;
       put(this.panel, h("p", { class: "muted invitation" }, this.#name ? `There is no model ${this.#name}.` : "Give the station good images of a product. It learns what good looks like, and judges from then on."));
       return;
     }
-    const version = this.#version ?? model.active;
-    const signature = JSON.stringify([model.name, version, model.versions, station.isEngineer]);
-    if (signature === this.shown) return; // what a person set up here stays
-    this.shown = signature;
-    this.#candidates?.close();
-    this.#candidates = new Candidates(model.name);
-    this.#candidates.addEventListener("activated", () => station.refreshModels());
-    put(this.panel, this.#versions(model, version), this.#candidates.element, this.#thresholds(model, version), this.#trial(model, version), this.#report(model, version));
+    // The version that was being read when another began to judge is still the one that is read.
+    this.#version ??= model.active;
+    const version = Number(this.#version);
+    const key = `${model.name}/${this.#version}`;
+    if (key !== this.shown) {
+      this.shown = key;
+      this.#candidates?.close();
+      this.#candidates = new Candidates(model.name);
+      this.#candidates.addEventListener("activated", () => station.refreshModels());
+      this.budget = null;
+      this.versions = h("section", { class: "card" });
+      this.drawn = null;
+      const known = model.versions.some((each) => each.version === version);
+      const rest = known ? [this.#thresholds(model, version), this.#trial(model, version), this.#report(model, version)] : h("p", { class: "problem" }, `${model.name} has no version ${this.#version}.`);
+      put(this.panel, this.versions, this.#candidates.element, rest);
+    }
+    const drawn = JSON.stringify([model, station.isEngineer], (name, value) => (name === "depth" ? undefined : value));
+    if (drawn !== this.drawn) put(this.versions, this.#versions(model, version));
+    this.drawn = drawn;
+    this.#offerBudget(model, version);
+  }
+
+  // Other versions do not judge: what a budget is compared with is the one that does.
+  #offerBudget(model, version) {
+    if (this.budget) this.budget.hidden = version !== model.active;
   }
 
   #versions(model, chosen) {
@@ -114,20 +135,18 @@ export class ModelsView {
       ),
     );
     const facts = [model.method, model.size_px ? `${model.size_px.join(" x ")} px` : "", model.n_calibrate ? `${model.n_calibrate} images held out` : ""].filter(Boolean).join(", ");
-    return h(
-      "section",
-      { class: "card" },
-      h("header", { class: "spread" }, h("h2", null, model.name), h("p", { class: "muted" }, facts), h("span", { class: "spring" }), model.versions.length > 1 ? act("Back to the version before", "rollback") : null),
+    return [
+      h("header", { class: "spread" }, h("h2", null, model.name), h("p", { class: "muted" }, facts), h("span", { class: "spring" }), model.before ? act(`Back to version ${model.before}`, "rollback") : null),
       model.problem ? h("p", { class: "problem" }, model.problem) : null,
       h("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "Versions" }, h("table", null, h("thead", null, h("tr", null, ["Version", "Fitted", "Id", "State"].map((word) => h("th", { scope: "col" }, word)))), h("tbody", null, rows.reverse()))),
       station.isEngineer ? null : h("p", { class: "muted" }, "An engineer can activate a version."),
-    );
+    ];
   }
 
   async #change(name, path, body) {
     try {
       const version = await post(`/models/${name}/${path}`, body);
-      say(`Version ${version.version} of ${name} judges now.`);
+      say(`Version ${version.version} of ${name} was activated.`);
       await station.refreshModels();
     } catch (problem) {
       say(problem.message, "problem");
@@ -135,13 +154,12 @@ export class ModelsView {
   }
 
   #thresholds(model, version) {
-    const judges = version === model.active;
     const body = h("div", null, h("p", { class: "muted" }, "Reading the scores…"));
-    this.#readThresholds(model.name, version, judges, body).catch((problem) => put(body, h("p", { class: "problem" }, problem.message)));
-    return h("section", { class: "card" }, h("h2", null, "Threshold"), body);
+    this.#readThresholds(model.name, version, body).catch((problem) => put(body, h("p", { class: "problem" }, problem.message)));
+    return h("section", { class: "card" }, h("h2", null, `Threshold of version ${version}`), body);
   }
 
-  async #readThresholds(name, version, judges, body) {
+  async #readThresholds(name, version, body) {
     const path = `/models/${name}/thresholds`;
     const told = await get(path, { version });
     const own = told.levels.findIndex((level) => Math.abs(level.false_reject - told.promised_false_reject) < 1e-9);
@@ -165,7 +183,8 @@ export class ModelsView {
       if (isMoved) asked = setTimeout(async () => put(explanation, (await get(path, { version, false_reject: rate })).explanation), 250);
     };
     slider.addEventListener("input", () => move(true));
-    const take = h("button", { type: "button", disabled: !station.isEngineer, onclick: () => this.#candidates.begin("budget", told.levels[told.levels.length - 1 - Number(slider.value)].false_reject) }, "Make a candidate of it");
+    const candidates = this.#candidates;
+    const take = h("button", { type: "button", disabled: !station.isEngineer, onclick: () => candidates.begin("budget", told.levels[told.levels.length - 1 - Number(slider.value)].false_reject) }, "Make a candidate of it");
     put(
       body,
       chart,
@@ -173,9 +192,10 @@ export class ModelsView {
       h("div", { class: "slider wide" }, h("label", { for: "threshold" }, "Threshold"), slider),
       words,
       explanation,
-      // Other versions do not judge: what is compared is the one that does.
-      judges ? h("div", { class: "tools" }, take) : null,
+      h("div", { class: "tools" }, take),
     );
+    if (this.shown === `${name}/${version}`) this.budget = take;
+    this.#offerBudget(station.model(name), version);
     move(false);
   }
 

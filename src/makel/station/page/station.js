@@ -43,10 +43,25 @@ class Station extends EventTarget {
     return mine.slice(-count);
   }
 
-  /** A decision that was answered or came by another way. */
+  /**
+   * Those of the latest decisions that say how the line runs now: parts of the line, no tries by hand, since the version
+   * that judges began to. Another one's threshold says nothing about this one's rate.
+   */
+  running(name, count) {
+    const line = this.latest(name, REMEMBERED).filter((decision) => decision.source !== "manual");
+    const begun = new Map();
+    line.forEach(({ model, model_id: id }, index) => {
+      const judges = this.model(model)?.model_id;
+      if (id && judges && id !== judges) begun.set(model, index);
+    });
+    return line.filter(({ model }, index) => index > (begun.get(model) ?? -1)).slice(-count);
+  }
+
+  /** A decision that was answered, here or somewhere else. */
   update(decision) {
     const index = this.recent.findIndex((each) => each.number === decision.number);
     if (index >= 0) this.recent[index] = decision;
+    this.dispatchEvent(new CustomEvent("answer", { detail: decision }));
   }
 
   #listen() {
@@ -67,14 +82,20 @@ class Station extends EventTarget {
       this.heardAt = Date.now();
       this.#take(JSON.parse(event.data));
     });
+    // What others do, or the same person in another tab.
+    source.addEventListener("models", () => this.refreshModels().catch(() => this.#lost(source)));
+    source.addEventListener("answer", (event) => this.update(JSON.parse(event.data)));
+    source.addEventListener("candidates", (event) => this.dispatchEvent(new CustomEvent("candidates", { detail: JSON.parse(event.data).model })));
     source.onerror = () => this.#lost(source);
   }
 
   // The stream brings only what comes from now on, so what came before is read from the record.
   async #catchUp() {
     const [page] = await Promise.all([get("/history", { limit: 200 }), this.refreshModels()]);
-    const known = new Set(page.decisions.map((decision) => decision.number));
-    const later = this.recent.filter((decision) => !known.has(decision.number));
+    const known = new Map(page.decisions.map((decision) => [decision.number, decision.hash]));
+    // A station that came back with another record has other parts of the same numbers.
+    const isSame = this.recent.some((decision) => known.get(decision.number) === decision.hash);
+    const later = this.recent.filter((decision) => isSame && !known.has(decision.number));
     this.recent = [...later, ...page.decisions].sort((a, b) => a.number - b.number).slice(-REMEMBERED);
     this.heardAt = Date.now();
     this.loaded = true;

@@ -1,12 +1,15 @@
 // Good images in, a new version of a model out: choosing them, sending them, watching the fit.
 
 import { get, remove, upload } from "./api.js";
-import { h, put, say } from "./dom.js";
+import { enable, h, put, say } from "./dom.js";
 import { station } from "./station.js";
-import { counted, duration, percent } from "./words.js";
+import { counted, duration, local, percent } from "./words.js";
 import { pack } from "./zip.js";
 
-const IMAGE = /\.(png|jpe?g|bmp|tiff?|webp)$/i;
+const ENDINGS = "jpg jpeg jpe jfif png bmp dib tif tiff webp pnm pgm ppm jp2 j2k".split(" "); // as makel.images has them
+const IMAGE = new RegExp(`\\.(${ENDINGS.join("|")})$`, "i");
+// Folders that say what the images are, not of what: nothing is called by them.
+const PLAIN = /^(good|ok|io|gut|normal|pass|train|test|images?|imgs?|pictures?|photos?|bilder|fotos?|data|upload|new)$/i;
 const STAGES = [
   ["data", "Read the images"],
   ["backbone", "Load the backbone"],
@@ -24,12 +27,14 @@ export class Teach extends EventTarget {
   #zip = null;
   #poll = null;
   #seen = null;
-  #isOpen = true;
+  #isOpen = false;
+  #given = "";
+  #isSending = false;
 
   constructor() {
     super();
     this.folder = this.#input("teach-folder", { webkitdirectory: true });
-    this.files = this.#input("teach-files", { multiple: true, accept: ".zip,.png,.jpg,.jpeg,.bmp,.tif,.tiff,.webp" });
+    this.files = this.#input("teach-files", { multiple: true, accept: ["zip", ...ENDINGS].map((ending) => `.${ending}`).join(",") });
     this.chosen = h("p", { class: "chosen", role: "status" }, "A folder or a zip of good images, 40 or more.");
     this.drop = h(
       "div",
@@ -67,6 +72,7 @@ export class Teach extends EventTarget {
   }
 
   open() {
+    this.#isOpen = true;
     this.#look();
   }
 
@@ -82,7 +88,10 @@ export class Teach extends EventTarget {
 
   #input(id, properties) {
     const input = h("input", { id, type: "file", class: "visually-hidden", tabindex: -1, "aria-label": "Good images", ...properties });
-    input.addEventListener("change", () => this.#take([...input.files].map((file) => ({ name: file.webkitRelativePath || file.name, file }))));
+    input.addEventListener("change", () => {
+      this.#take([...input.files].map((file) => ({ name: file.webkitRelativePath || file.name, file })));
+      input.value = ""; // so that the same choice can be made again
+    });
     return input;
   }
 
@@ -99,17 +108,20 @@ export class Teach extends EventTarget {
     const zip = entries.length === 1 && /\.zip$/i.test(entries[0].name) ? entries[0].file : null;
     this.#zip = zip;
     this.#entries = zip ? [] : entries.filter(({ name }) => IMAGE.test(name) && !/(^|\/)\./.test(name));
+    const left = zip ? 0 : entries.length - this.#entries.length;
     const size = this.#entries.reduce((sum, { file }) => sum + file.size, zip?.size ?? 0);
     if (zip) put(this.chosen, `${zip.name}, ${(size / 1e6).toFixed(1)} MB`);
-    else if (this.#entries.length) put(this.chosen, `${counted(this.#entries.length, "image")}, ${(size / 1e6).toFixed(1)} MB`);
-    else put(this.chosen, "No image among these: PNG, JPEG, TIFF, BMP and WebP are known.");
-    const from = zip ? zip.name.replace(/\.zip$/i, "") : (entries[0]?.name.split("/").at(-2) ?? "");
-    if (!this.name.value) this.name.value = from.replace(/[^A-Za-z0-9_-]+/g, "_").replace(/^-+/, "").slice(0, 64);
+    else if (this.#entries.length) put(this.chosen, `${counted(this.#entries.length, "image")}, ${(size / 1e6).toFixed(1)} MB${left ? `; ${counted(left, "other file")} left out` : ""}`);
+    else put(this.chosen, "No image among these: PNG, JPEG, TIFF, BMP, WebP, PNM and JPEG 2000 are known.");
+    const above = zip ? [zip.name.replace(/\.zip$/i, "")] : (entries[0]?.name.split("/").slice(0, -1) ?? []);
+    const from = above.findLast((folder) => !PLAIN.test(folder)) ?? "";
+    if (this.name.value === this.#given) this.name.value = this.#given = from.replace(/[^A-Za-z0-9_-]+/g, "_").replace(/^-+/, "").slice(0, 64);
     this.#promise();
   }
 
   #promise() {
-    this.button.disabled = !(this.#zip || this.#entries.length) || !station.isEngineer || Boolean(this.obstacle) || this.#seen?.state === "fitting";
+    const isReady = Boolean(this.#zip || this.#entries.length) && station.isEngineer && !this.obstacle && !this.#isSending && this.#seen?.state !== "fitting";
+    enable(this.button, isReady);
     const wanted = Number(this.form.elements.false_reject.value) / 100;
     const held = this.form.elements.calibrate.value === "cross" ? this.#entries.length : Math.round(this.#entries.length / 5);
     const best = 1 / (held + 1);
@@ -122,16 +134,18 @@ export class Teach extends EventTarget {
     const settings = Object.fromEntries(new FormData(this.form));
     settings.false_reject = Number(settings.false_reject) / 100;
     const query = new URLSearchParams(Object.entries(settings).filter(([, value]) => value !== "" && !(value instanceof File)));
-    this.button.disabled = true;
+    this.#isSending = true;
+    this.#promise();
     try {
       const body = this.#zip ?? (await pack(this.#entries, (share) => this.#sending("Packing", share)));
       const job = await upload(`/jobs?${query}`, body, "application/zip", (share) => this.#sending("Sending", share));
       this.#draw(job);
       this.#again(300);
     } catch (problem) {
-      put(this.job);
+      put(this.job, h("p", { class: "problem" }, problem.message));
       say(problem.message, "problem");
     }
+    this.#isSending = false;
     this.#promise();
   }
 
@@ -149,7 +163,7 @@ export class Teach extends EventTarget {
       const { obstacle, jobs } = await get("/jobs");
       this.obstacle = obstacle;
       this.#promise();
-      if (jobs[0]) this.#draw(jobs[0]);
+      if (jobs[0] && !this.#isSending) this.#draw(jobs[0]);
       this.#again(jobs[0]?.state === "fitting" ? 700 : 10000);
     } catch {
       this.#again(5000);
@@ -158,12 +172,13 @@ export class Teach extends EventTarget {
 
   #draw(job) {
     const isNews = this.#seen?.id === job.id && this.#seen.state === "fitting" && job.state !== "fitting";
+    if (this.#seen?.id === job.id && this.#seen.ended && job.ended) return; // what is read of it stays
     this.#seen = job;
     this.#promise();
     const seconds = ((job.ended ? new Date(job.ended) : new Date()) - new Date(job.began)) / 1000;
     if (job.state === "fitting") put(this.job, this.#running(job, seconds));
     else if (job.state === "done") put(this.job, this.#done(job, seconds));
-    else if (job.state === "failed") put(this.job, h("p", { class: "problem" }, h("b", null, `${job.name} was not learnt. `), job.problem));
+    else if (job.state === "failed") put(this.job, h("p", { class: "problem" }, h("b", null, `${job.name} was not learnt: `), local(job.problem)));
     else put(this.job, h("p", { class: "muted" }, `Learning ${job.name} was cancelled.`));
     if (isNews) this.dispatchEvent(new CustomEvent("ended", { detail: job }));
   }

@@ -25,11 +25,30 @@ export function duration(seconds) {
 
 const clock = new Intl.DateTimeFormat("en-GB", { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 const day = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short" });
+const date = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", year: "numeric" });
+const zone = new Intl.DateTimeFormat("en-GB", { hour: "numeric", timeZoneName: "short" });
 
+/** The time zone that every time on the page is in: that of whoever looks at it. */
+export function zoneOf(at) {
+  return zone.formatToParts(new Date(at)).find(({ type }) => type === "timeZoneName").value;
+}
+
+/** A moment, as short as it can be told. */
 export function time(at) {
-  const moment = new Date(at);
-  const today = moment.toDateString() === new Date().toDateString();
-  return today ? clock.format(moment) : `${day.format(moment)}, ${clock.format(moment)}`;
+  const [when, now] = [new Date(at), new Date()];
+  if (when.toDateString() === now.toDateString()) return clock.format(when);
+  return `${(when.getFullYear() === now.getFullYear() ? day : date).format(when)}, ${clock.format(when)}`;
+}
+
+/** A moment in full. */
+export function moment(at) {
+  const when = new Date(at);
+  return `${date.format(when)}, ${clock.format(when)} ${zoneOf(at)}`;
+}
+
+/** A text of the station's with the moments in it as they are told here. */
+export function local(text) {
+  return text.replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)/g, moment);
 }
 
 export function counted(count, one, many = `${one}s`) {

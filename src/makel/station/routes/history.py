@@ -17,7 +17,7 @@ from makel.station.access import Principal, needs
 from makel.station.decisions import Recorded
 from makel.station.drawing import Picture, draw
 from makel.station.filters import Filter
-from makel.station.station import Station
+from makel.station.station import Changed, Station
 
 Number = Annotated[int, Path(ge=1, le=2**53, description="Of a decision")]
 _PNG: dict[int | str, dict[str, Any]] = {
@@ -55,11 +55,15 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
         since: Annotated[str | None, Query(max_length=40, description="From this moment on, ISO 8601")] = None,
         until: Annotated[str | None, Query(max_length=40, description="Before this moment, ISO 8601")] = None,
         name: Annotated[str | None, Query(max_length=500, description="Part of the caller's name")] = None,
+        source: Annotated[
+            Literal["line", "manual"] | None, Query(description="Parts of the line, or what people tried by hand")
+        ] = None,
         before: Annotated[int | None, Query(ge=1, le=2**53, description="Only lower numbers")] = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 50,
     ) -> Response:
         """Decisions, newest first, a page at a time."""
-        chosen = Filter(model=model, verdict=verdict, answer=answer, since=since, until=until, name=name)
+        of_the_line = None if source is None else source == "line"
+        chosen = Filter(model, verdict, answer, since, until, name, of_the_line)
         found = station.store.find(chosen, before=before, limit=limit + 1)
         page = found[:limit]
         more = page[-1].number if len(found) > limit else None
@@ -122,7 +126,7 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
     def answer(
         number: Number, said: bodies.AnswerBody, who: Annotated[Principal, Depends(needs("operator"))]
     ) -> Response:
-        """Say what the part really was. The decision stays as it is; the answer is added to the record."""
+        """Say what the part really was, or take that back. The decision stays; the answer is added to the record."""
         return JSONResponse(station.answer(number, said.answer, who.name).to_json())
 
     listening: set[object] = set()
@@ -136,6 +140,7 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
     async def events(last_event_id: Annotated[str | None, Header(max_length=20)] = None) -> StreamingResponse:
         """Every decision as it is recorded, as server-sent events: `event: decision`, its number as `id`, JSON as data.
 
+        Beside them `models` and `candidates` with the model that changed, and `answer` with the decision as it is now.
         A client that comes back with Last-Event-ID gets what it missed first, the last 1000 at most.
         """
         after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else None
@@ -149,17 +154,17 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
 async def _stream(
     station: Station, closing: asyncio.Event, after: int | None, listening: set[object]
 ) -> AsyncIterator[str]:
-    loop, queue = asyncio.get_running_loop(), asyncio.Queue[Recorded | None](1000)
+    loop, queue = asyncio.get_running_loop(), asyncio.Queue[Recorded | Changed | None](1000)
 
-    def hand(recorded: Recorded) -> None:
-        loop.call_soon_threadsafe(_offer, queue, recorded)
+    def hand(told: Recorded | Changed) -> None:
+        loop.call_soon_threadsafe(_offer, queue, told)
 
     async def end() -> None:
         await closing.wait()
         _offer(queue, None)
 
     listening.add(queue)
-    stop, ending = station.listen(hand), asyncio.ensure_future(end())
+    stop, ending = station.follow(hand), asyncio.ensure_future(end())
     try:
         yield ": makel\n\n"
         sent = 0
@@ -176,7 +181,7 @@ async def _stream(
                 continue
             if told is None:
                 return
-            if told.number > sent:  # the rest was in what it missed
+            if isinstance(told, Changed) or told.number > sent:  # the rest was in what it missed
                 yield _event(told)
     finally:
         listening.discard(queue)
@@ -184,15 +189,17 @@ async def _stream(
         loop.run_in_executor(None, stop)  # not awaited: where the client has gone, nothing is any more
 
 
-def _offer(queue: asyncio.Queue[Recorded | None], told: Recorded | None) -> None:
+def _offer(queue: asyncio.Queue[Recorded | Changed | None], told: Recorded | Changed | None) -> None:
     """Put an event into a client's queue; of a client too slow for it the oldest goes."""
     if queue.full():
         queue.get_nowait()
     queue.put_nowait(told)
 
 
-def _event(recorded: Recorded) -> str:
-    return f"event: decision\nid: {recorded.number}\ndata: {json.dumps(recorded.to_json())}\n\n"
+def _event(told: Recorded | Changed) -> str:
+    if isinstance(told, Changed):  # without an id: a client comes back from the last decision
+        return f"event: {told.what}\ndata: {json.dumps(told.detail)}\n\n"
+    return f"event: decision\nid: {told.number}\ndata: {json.dumps(told.to_json())}\n\n"
 
 
 def _drawn(station: Station, number: int, picture: Picture) -> Response:

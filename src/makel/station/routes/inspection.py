@@ -78,6 +78,10 @@ def router(station: Station) -> APIRouter:
             float | None, Query(gt=0, le=3_600_000, description="After this time it is a fail-safe reject")
         ] = None,
         picture: Annotated[list[Literal["overlay", "mask"]] | None, Query(description="Pictures wanted")] = None,
+        source: Annotated[
+            Literal["http", "manual"],
+            Query(description="manual: tried by hand; recorded, and left out of rates, drift and thresholds"),
+        ] = "http",
     ) -> Response:
         """Images come as the body of the request, one, or in a form, several."""
         is_form = request.headers.get("content-type", "").startswith("multipart/form-data")
@@ -92,7 +96,7 @@ def router(station: Station) -> APIRouter:
                         image,
                         model=model,
                         name=part,
-                        source="http",
+                        source=source,
                         deadline_s=None if deadline_ms is None else deadline_ms / 1000,
                     )
                 )

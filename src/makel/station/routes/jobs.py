@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
@@ -13,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from makel.errors import StoreError, UsageError
-from makel.images import is_image_name
+from makel.images import ending, is_image_name
 from makel.station import bodies, problems
 from makel.station.access import Principal, needs
 from makel.station.archive import unpack
@@ -121,16 +123,46 @@ def _begin(
 ) -> Job:
     if archive is not None:
         with archive.open("rb") as opened:
-            images = unpack(opened, images)
+            inner = unpack(opened, images)
         archive.unlink()
-    n_images = sum(1 for path in images.rglob("*") if is_image_name(path))
-    if not n_images:
-        raise UsageError("the upload holds no image: send good images as PNG, JPEG, TIFF, BMP or WebP")
+        if inner != images:  # the one folder in a zip is mostly called good: what is learnt has a name of its own
+            inner.rename(folder / "unpacked")
+            shutil.rmtree(images)
+            (folder / "unpacked").rename(images)
+    n_images = _count_images(images)
     detail: dict[str, Any] = {"model": name, "images": n_images, **asdict(settings)}
     station.store.audit(who.name, who.role, "fit", detail)
     return station.fitting.start(
         folder, images, name=name, n_images=n_images, settings=settings, by=who.name, role=who.role
     )
+
+
+def _count_images(images: FilePath) -> int:
+    """How many files of an upload are images, by what is in them.
+
+    Raises:
+        UsageError: None is.
+    """
+    files = [path for path in images.rglob("*") if path.is_file()]
+    n_images = sum(is_image_name(path) and _is_image(path) for path in files)
+    if not n_images:
+        raise _without_images(files)
+    return n_images
+
+
+def _without_images(files: Iterable[FilePath]) -> UsageError:
+    """What came instead, by ending."""
+    kinds = Counter(path.suffix.lower()[:20] or "without an ending" for path in files)
+    held = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(5)) or "nothing"
+    return UsageError(
+        f"the upload holds no image, whatever its names say, but {held}: send good images as PNG, JPEG, TIFF, BMP or "
+        "WebP"
+    )
+
+
+def _is_image(path: FilePath) -> bool:
+    with path.open("rb") as file:
+        return bool(ending(file.read(512)))
 
 
 async def _receive(request: Request, folder: FilePath, images: FilePath) -> FilePath | None:
@@ -151,6 +183,8 @@ async def _receive(request: Request, folder: FilePath, images: FilePath) -> File
             suffix = FilePath(file.filename or "").suffix.lower()
             if is_image_name(FilePath(f"image{suffix}")):
                 await run_in_threadpool(_write, file, images / f"{position:06}{suffix}")
+        if not any(images.iterdir()):
+            raise _without_images(FilePath(file.filename or "") for file in files)
     return None
 
 

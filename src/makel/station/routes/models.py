@@ -153,6 +153,7 @@ def _model(station: Station, name: str) -> dict[str, Any]:
     described: dict[str, Any] = {
         "name": name,
         "active": active.version,
+        "before": station.registry.earlier(name),
         "model_id": active.model_id,
         "problem": active.problem,
         "queue": station.settings.queue,

@@ -53,7 +53,7 @@ def router(station: Station) -> APIRouter:
                 calibration.image_scores, calibration.pixel_peaks, false_reject=false_reject, scheme=calibration.scheme
             )
         of_version = station.registry.of(name, inspector.model_id)
-        latest = station.store.find(Filter(model=name), limit=_RECENT)
+        latest = station.store.find(Filter(model=name, of_the_line=True), limit=_RECENT)
         mine = (each.decision for each in latest if each.decision.model_id == inspector.model_id)
         return JSONResponse(
             {
