@@ -16,8 +16,10 @@ def station(tmp_path):
     folder = tmp_path / "station"
     with Store.open(folder / "store.sqlite") as store:
         store.append_all([decision(index) for index in range(3)])
-        store.append(replace(decision(3), verdict="pass", model="nut", name="part 8.png"))
-        store.append(replace(decision(4), score=None, threshold=None, p_value=None, reason="no decision within 200 ms"))
+        store.append(replace(decision(3), verdict="pass", model="nut", name="part 8.png", zones=()))
+        store.append(
+            replace(decision(4), score=None, threshold=None, p_value=None, reason="no decision within 200 ms", zones=())
+        )
         store.answer(4, "defect", "eva")
     return folder
 
@@ -60,7 +62,7 @@ def test_show_is_for_people(station, makel_says):
         0,
         "      5  2026-11-25T14:00:04  reject  screw  part 7.png  no decision within 200 ms\n"
         "      4  2026-11-25T14:00:03  pass    nut  part 8.png  score 0.4286 of 1  a person said: defect\n"
-        "      3  2026-11-25T14:00:02  reject  screw  part 7.png  score 0.2857 of 1\n",
+        "      3  2026-11-25T14:00:02  reject  screw  part 7.png  score 0.2857 of 1  zone bore: 2.5 of 2\n",
         "",
     )
     assert makel_says("history", "show", station, "--number", "9")[0] == 11
@@ -118,3 +120,32 @@ def test_the_record_of_a_server(postgresql, makel_says):
     code, out, _ = makel_says("history", "verify", url)
     assert code == 0
     assert "is intact: 1 decisions in 1 entries" in out
+
+
+NAMES = (
+    "clear\x1b[2J",
+    "title\x1b]0;x\x07",
+    "pass\x1b[1A\x1b[2Kpass",
+    "two\nlines",
+    "back\rpass",
+    "\u202egnp.ssap",
+    "\x9bm",
+    "\udcff",
+)
+
+
+def test_a_name_does_nothing_to_the_terminal(tmp_path, makel_says):
+    with Store.open(tmp_path / "store.sqlite") as store:
+        for name in NAMES:
+            store.append(replace(DECISION, name=name, model=name, zones=(replace(DECISION.zones[0], name=name),)))
+            store.append(replace(DECISION, score=None, threshold=None, p_value=None, reason=f"{name} is no image"))
+    code, out, err = makel_says("history", "show", tmp_path)
+    assert (code, err) == (0, "")
+    assert len(out.splitlines()) == 2 * len(NAMES)
+    assert out.replace("\n", "").isprintable()
+    assert r"clear\x1b[2J" in out
+    for name in NAMES:
+        code, out, err = makel_says("history", "verify", tmp_path / f"none{name}")
+        assert (code, out) == (10, "")
+        assert err.endswith("\n")
+        assert err[:-1].isprintable()

@@ -11,6 +11,7 @@ import typer
 
 from makel.cli.extras import require
 from makel.cli.progress import Bars
+from makel.cli.terminal import put
 from makel.errors import BrokenRecordError, UsageError
 
 if TYPE_CHECKING:
@@ -73,10 +74,10 @@ def verify(
     if broken is not None:
         raise BrokenRecordError(f"{store.name} is broken at {broken}")
     if as_json:
-        print(json.dumps({"n_entries": head.entry, "n_decisions": head.number, "head": str(head)}))
+        put(json.dumps({"n_entries": head.entry, "n_decisions": head.number, "head": str(head)}))
         return
-    print(f"{store.name} is intact: {head.number} decisions in {head.entry} entries")
-    print(f"head {head}")
+    put(f"{store.name} is intact: {head.number} decisions in {head.entry} entries")
+    put(f"head {head}")
 
 
 @app.command("export")
@@ -95,7 +96,7 @@ def export(
     with _open(station) as store, Bars(quiet=quiet) as bars:
         chosen = _filter(model, verdict, answer, name, since, until)
         n_decisions = store.export(out, chosen, lambda done, total: bars("exporting", done, total))
-    print(f"{n_decisions} decisions: {out}")
+    put(f"{n_decisions} decisions: {out}")
 
 
 @app.command("show")
@@ -118,7 +119,7 @@ def show(
         else:
             found = store.find(_filter(model, verdict, answer, name, since, until), limit=limit)
     for item in found:
-        print(json.dumps(item.to_json()) if as_json else _line(item))
+        put(json.dumps(item.to_json()) if as_json else _line(item))
 
 
 def _open(station: str) -> Store:
@@ -153,6 +154,7 @@ def _line(item: Recorded) -> str:
     decision = item.decision
     score = decision.reason if decision.score is None else f"score {decision.score:.4g} of {decision.threshold:.4g}"
     parts = [f"{item.number:>7}", decision.at[:19], f"{decision.verdict:6}", decision.model, decision.name, score]
+    parts += [f"zone {zone.name}: {zone.score:.4g} of {zone.threshold:.4g}" for zone in decision.failed_zones]
     if item.answer is not None:
         parts.append(f"a person said: {item.answer}")
     return "  ".join(part for part in parts if part)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from makel.cli.extras import require
+from makel.cli.terminal import put
 from makel.errors import MakelError, UsageError
 
 if TYPE_CHECKING:
@@ -103,15 +103,14 @@ def serve(
     with listen(host, port) as socket, _opened(data, settings, store) as station:
         for name, folder in given:
             version, new = station.add(name or folder.resolve().name, folder, by=_user(), role="engineer")
-            print(f"makel: {version.name} version {version.version}{' is new' if new else ''}", file=sys.stderr)
+            put(f"makel: {version.name} version {version.version}{' is new' if new else ''}", error=True)
         for problem in station.warnings():
-            print(f"makel: {problem}", file=sys.stderr)
+            put(f"makel: {problem}", error=True)
         connections = Connections(station, wiring)
         app = create_app(station, access, BodyLimits(image_bytes=max_body_mb * 2**20), connections.triggers)
         with connections:
             shown = f"[{host}]" if ":" in host else host
-            # The newline in the same write: another thread's warning would else stand in the line.
-            print(f"makel: serving on http://{shown}:{socket.getsockname()[1]}\n", end="", file=sys.stderr, flush=True)
+            put(f"makel: serving on http://{shown}:{socket.getsockname()[1]}", error=True)
             server(app).run([socket])
 
 
@@ -135,7 +134,7 @@ def add(
         except MakelError:
             known.remove(token.id)  # no change without its audit
             raise
-    print(secret)
+    put(secret)
 
 
 @tokens.command("list")
@@ -146,10 +145,10 @@ def list_(data: Data = DATA, as_json: Annotated[bool, typer.Option("--json", hel
 
     known = Tokens(data / "tokens.json").all()
     if as_json:
-        print(json.dumps([{key: getattr(token, key) for key in ("id", "name", "role", "created")} for token in known]))
+        put(json.dumps([{key: getattr(token, key) for key in ("id", "name", "role", "created")} for token in known]))
         return
     for token in known:
-        print(f"{token.id}  {token.role:8}  {token.created[:19]}  {token.name}")
+        put(f"{token.id}  {token.role:8}  {token.created[:19]}  {token.name}")
 
 
 @tokens.command("remove")
@@ -166,7 +165,7 @@ def remove(
         # First, and whatever becomes of the audit: a token that is to open nothing must not wait for the record.
         token = Tokens(data / "tokens.json").remove(token_id)
         record.audit(_user(), "engineer", "remove token", {"id": token.id, "name": token.name, "role": token.role})
-    print(f"{token.id} of {token.name} opens nothing any more")
+    put(f"{token.id} of {token.name} opens nothing any more")
 
 
 def _opened(data: Path, settings: Settings, store: str | None) -> Station:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ import typer
 
 from makel.cli.extras import require
 from makel.cli.progress import say
+from makel.cli.terminal import put
 from makel.errors import UsageError
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def watch(
             signal.signal(number, lambda *_: stopped.set())
         station.listen(lambda recorded: _print(recorded, as_json=as_json))
         with Connections(station, wiring) as connections:
-            print(f"makel: watching {folder} with {name} version {version.version}", file=sys.stderr, flush=True)
+            put(f"makel: watching {folder} with {name} version {version.version}", error=True)
             told: list[str] = []
             while not stopped.wait(1):
                 found = connections.warnings()
@@ -99,9 +99,10 @@ def watch(
 def _print(recorded: Recorded, *, as_json: bool) -> None:
     decision = recorded.decision
     if as_json:
-        print(json.dumps(recorded.to_json()), flush=True)
+        put(json.dumps(recorded.to_json()))
         return
     why = (
         decision.reason or f"score {decision.score:.4g}, threshold {decision.threshold:.4g}, p = {decision.p_value:.3g}"
     )
-    print(f"{decision.verdict:6}  {recorded.number}  {decision.name}  {why}", flush=True)
+    zones = [f"zone {each.name}: {each.score:.4g}, threshold {each.threshold:.4g}" for each in decision.failed_zones]
+    put("  ".join([f"{decision.verdict:6}", str(recorded.number), decision.name, why, *zones]))

@@ -19,9 +19,9 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from makel.errors import NotFoundError, StoreError
+from makel.types import Result
 
 SHELVES = ("pass", "reject", "answered")
 """In the order in which they are cleared when there is no room."""
@@ -73,7 +73,7 @@ class Pictures:
         self._shelves = self._scan()
         self._total_bytes = sum(item.size_bytes for kept in self._shelves.values() for item in kept.values())
 
-    def keep(self, image: bytes, verdict: Literal["pass", "reject"], *, image_sha256: str | None = None) -> str:
+    def keep(self, image: bytes, verdict: Result, *, image_sha256: str | None = None) -> str:
         """Keep an image; one that is there already stays as it is, or moves to the better shelf.
 
         Args:

@@ -572,4 +572,5 @@ def _decision(at: str, model: str, source: str, name: str, arrival: str, judged:
         latency_ms=round(judged.latency_ms, 3),
         arrival=arrival,
         look=judged.look,
+        zones=verdict.zones if verdict else (),
     )
