@@ -17,7 +17,7 @@ from makel.station.store import Store
 from makel.types import Region
 from record import DECISION, decision, script
 
-SMALL = 20_000  # bytes: some forty decisions
+SMALL = 30_000  # bytes: some forty decisions
 
 
 @pytest.fixture
