@@ -14,7 +14,6 @@ from makel.cli.terminal import put
 from makel.errors import MakelError, UsageError
 
 if TYPE_CHECKING:
-    from makel.station.station import Settings, Station
     from makel.station.store import Store
 
 DATA = Path("makel-station")
@@ -74,6 +73,7 @@ def serve(
     require("station", "makel serve")
     from makel.model.folder import open_folder
     from makel.station.access import Access, Tokens
+    from makel.station.assembly import assemble
     from makel.station.connections import Connections, Wiring
     from makel.station.limits import BodyLimits
     from makel.station.service import create_app, listen, server
@@ -100,14 +100,15 @@ def serve(
     given = [(name, Path(folder)) for name, _, folder in (model.rpartition("=") for model in models or ())]
     for _, folder in given:
         open_folder(folder)  # what cannot be served leaves no station behind
-    with listen(host, port) as socket, _opened(data, settings, store) as station:
+    with listen(host, port) as socket, assemble(data, settings, store=store) as assembly:
+        station = assembly.station
         for name, folder in given:
             version, new = station.add(name or folder.resolve().name, folder, by=_user(), role="engineer")
             put(f"makel: {version.name} version {version.version}{' is new' if new else ''}", error=True)
         for problem in station.warnings():
             put(f"makel: {problem}", error=True)
         connections = Connections(station, wiring)
-        app = create_app(station, access, BodyLimits(image_bytes=max_body_mb * 2**20), connections.triggers)
+        app = create_app(station, access, BodyLimits(image_bytes=max_body_mb * 2**20), connections.triggers, assembly)
         with connections:
             shown = f"[{host}]" if ":" in host else host
             put(f"makel: serving on http://{shown}:{socket.getsockname()[1]}", error=True)
@@ -166,13 +167,6 @@ def remove(
         token = Tokens(data / "tokens.json").remove(token_id)
         record.audit(_user(), "engineer", "remove token", {"id": token.id, "name": token.name, "role": token.role})
     put(f"{token.id} of {token.name} opens nothing any more")
-
-
-def _opened(data: Path, settings: Settings, store: str | None) -> Station:
-    from makel.station.station import Station
-
-    data.mkdir(parents=True, exist_ok=True)
-    return Station.open(data, settings, store=store)
 
 
 def _folders(option: str, given: list[str] | None) -> dict[str, Path]:

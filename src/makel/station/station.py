@@ -126,6 +126,7 @@ class Station:
 
         Raises:
             StoreError: The record cannot be opened, or another process has this folder.
+            BrokenRecordError: The journal, in which decisions wait for the record, was damaged.
         """
         settings = settings or Settings()
         registry = Registry(folder / "models", threads=settings.threads, provider=settings.provider)
