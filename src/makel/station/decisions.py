@@ -193,15 +193,15 @@ class Broken:
     """Where a record does not hold.
 
     Attributes:
-        entry: Position of the first entry that is not as it was written.
+        entry: Position of the first entry that is not as it was written; None for the database as a whole.
         why: What is wrong with it, for people.
     """
 
-    entry: int
+    entry: int | None
     why: str
 
     def __str__(self) -> str:
-        return f"entry {self.entry}: {self.why}"
+        return self.why if self.entry is None else f"entry {self.entry}: {self.why}"
 
 
 def now() -> str:
