@@ -9,7 +9,7 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from makel.station.decisions import Decision
-from makel.types import Region
+from makel.types import Region, ZoneVerdict
 
 DECISION = Decision(
     at="2026-11-25T14:30:00.000001+00:00",
@@ -25,6 +25,7 @@ DECISION = Decision(
     p_value=0.003,
     regions=(Region((1, 2, 5, 7), 13, 2.5),),
     latency_ms=17.0,
+    zones=(ZoneVerdict("bore", "reject", 2.5, 2.0, 0.001), ZoneVerdict("rim", "pass", 0.5, 2.0, 0.7)),
 )
 
 _WRITER = """

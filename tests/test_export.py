@@ -53,7 +53,8 @@ def test_csv_holds_what_was_recorded(store, tmp_path):
         rows = list(csv.DictReader(file))
     for row, item in zip(rows, store.find()[::-1], strict=True):
         plain = item.to_json()
-        assert json.loads(row.pop("regions")) == plain.pop("regions")
+        for several in ("regions", "zones"):
+            assert json.loads(row.pop(several)) == plain.pop(several)
         name = plain.pop("name")
         # A spreadsheet would run the one as a formula, and no text file can hold the other's last byte.
         assert row.pop("name") == (name if item.number < 3 else "'=1+1\\udcff")
@@ -74,12 +75,56 @@ def test_a_look_is_a_list_in_both_tables(store, tmp_path):
     assert [json.loads(text) for text in texts] == [look.to_json()] * 2
 
 
-@pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
-def test_no_cell_is_a_formula(store, tmp_path, text):
-    store.append(replace(DECISION, name=text))
-    store.export(tmp_path / "all.csv")
+FORMULAS = [
+    "=cmd|' /C calc'!A0",
+    "+1",
+    "-1",
+    "@SUM(A1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "part;=1+1",
+    'part;"=1+1',
+    'part";"=1+1";"',
+    "part; \u00a0=1",
+    "part\t=1",
+    "part\r\n=1",
+    "part\u2028=1",
+    "part|=1",
+    "part;;@A1|+1;-1",
+    "＝1+1",
+    "part;＋1",
+]
+
+
+@pytest.mark.parametrize("field", ["name", "source", "reason", "zone"])
+def test_no_cell_is_a_formula_wherever_a_spreadsheet_parts_them(tmp_path, field):
+    with Store.open(tmp_path / "store.sqlite") as store:
+        for text in FORMULAS:
+            named = replace(DECISION, zones=(replace(DECISION.zones[0], name=text),))
+            store.append(named if field == "zone" else replace(DECISION, **{field: text}))
+        store.export(tmp_path / "all.csv")
+    written = (tmp_path / "all.csv").read_text(encoding="utf-8")
+    for separator in ",;\t|":
+        for row in csv.reader(written.splitlines(), delimiter=separator):
+            # Some programs leave out quotes that do not stand around a whole cell.
+            assert not [each for each in row if re.match(r"""[\s"]*[=+@＝＋－＠-]""", each)], row
     with (tmp_path / "all.csv").open(encoding="utf-8", newline="") as file:
-        assert list(csv.DictReader(file))[-1]["name"] == f"'{text}"
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(FORMULAS)
+    assert [json.loads(row["regions"]) for row in rows] == [[region.to_json() for region in DECISION.regions]] * len(
+        rows
+    )
+    assert all(json.loads(row["zones"]) for row in rows)
+
+
+def test_plain_names_stay_as_they_are_in_a_table(tmp_path):
+    names = ["part-7, left side.png", "a=b;c", "Stück　1\u00a0.png", "x - y | z"]
+    with Store.open(tmp_path / "store.sqlite") as store:
+        store.append_all([replace(DECISION, name=name) for name in names])
+        store.export(tmp_path / "all.csv")
+    with (tmp_path / "all.csv").open(encoding="utf-8", newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == names
 
 
 def test_parquet_holds_what_was_recorded(store, tmp_path):
@@ -92,7 +137,8 @@ def test_parquet_holds_what_was_recorded(store, tmp_path):
     for row, item in zip(table.to_pylist(), store.find()[::-1], strict=True):
         plain = item.to_json()
         assert row.pop("at") == datetime.fromisoformat(plain.pop("at")).astimezone(UTC)
-        assert json.loads(row.pop("regions")) == plain.pop("regions")
+        for several in ("regions", "zones"):
+            assert json.loads(row.pop(several)) == plain.pop(several)
         assert row.pop("name") == plain.pop("name").replace("\udcff", "\\udcff")
         assert row == plain
 

@@ -1,5 +1,6 @@
 """What bridges an outage of the record: nothing is lost, nothing comes twice, and the order stays."""
 
+import os
 import re
 import sqlite3
 import threading
@@ -9,13 +10,14 @@ from dataclasses import replace
 
 import pytest
 
-from makel.errors import StoreError, UsageError
-from makel.station.journal import Journal, Recorder
+from makel.errors import BrokenRecordError, StoreError, UsageError
+from makel.station.decisions import canonical
+from makel.station.journal import Journal, Recorder, _header, _sealed
 from makel.station.store import Store
 from makel.types import Region
 from record import DECISION, decision, script
 
-SMALL = 20_000  # bytes: some forty decisions
+SMALL = 30_000  # bytes: some forty decisions
 
 
 @pytest.fixture
@@ -116,13 +118,136 @@ def test_a_line_that_a_crash_cut_off_does_not_count(path, journal, cut):
     journal.add([decision(1)])
     journal.close()
     content = bytearray(path.read_bytes())
-    content[end + cut : end + cut + 8] = bytes(8)
+    content[end + cut :] = bytes(len(content) - end - cut)
     path.write_bytes(content)
     journal = Journal(path, SMALL)
     assert journal.waiting() == [decision(0)]
     journal.add([decision(2)])
     assert journal.waiting() == [decision(0), decision(2)]
     journal.close()
+
+
+@pytest.mark.parametrize("cut", range(1, 1300, 97))
+def test_a_group_that_a_crash_cut_off_is_no_damage(path, journal, cut):
+    journal.add([decision(0)])
+    journal.clear()
+    journal.add([decision(index) for index in range(3)])
+    journal.close()
+    old = path.read_bytes()
+    journal = Journal(path, SMALL)
+    journal.clear()  # what was there stays behind the new first line
+    journal.add([decision(7)])
+    end = journal._end
+    journal.add([decision(8), decision(9)])
+    journal.close()
+    path.write_bytes(path.read_bytes()[: end + cut] + old[end + cut :])
+    journal = Journal(path, SMALL)
+    assert journal.waiting()[0] == decision(7)
+    journal.add([decision(1)])
+    journal.close()
+    journal = Journal(path, SMALL)
+    assert journal.waiting()[-1] == decision(1)
+    journal.close()
+
+
+@pytest.fixture
+def ten(path, journal):
+    """A journal with ten acknowledged decisions: its bytes, and where they end."""
+    for index in range(8):
+        journal.add([decision(index)])
+    journal.add([decision(8), decision(9)])
+    journal.close()
+    return path.read_bytes(), journal._end
+
+
+def damaged(path, content, said=r"is damaged at byte \d+: of \d+ decisions in it \d can be read"):
+    """That it is found: nothing is read from it, and it stays as it is."""
+    path.write_bytes(content)
+    with pytest.raises(BrokenRecordError, match=said):
+        Journal(path, SMALL)
+    assert path.read_bytes() == content
+
+
+def test_a_byte_that_changed_anywhere_loses_nothing_in_silence(path, ten):
+    content, end = ten
+    first = content.index(b"\n") + 1
+    mark = content.rindex(b"\n", 0, end - 1) + 1
+    for at in range(first, mark, 97):
+        for bit in (0, 2, 7):
+            changed = bytearray(content)
+            changed[at] ^= 1 << bit
+            damaged(path, bytes(changed))
+    for at in (*range(first - 17, first), first - 40, 3):  # its first line
+        changed = bytearray(content)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        with pytest.raises(StoreError, match="is no journal of this makel or is damaged"):
+            Journal(path, SMALL)
+    for at in range(mark, end):  # the last mark itself: it holds no decision
+        changed = bytearray(content)
+        changed[at] ^= 4
+        path.write_bytes(changed)
+        journal = Journal(path, SMALL)
+        assert len(journal) == 10
+        journal.close()
+
+
+def test_line_ends_lost_lines_and_a_cut_file_are_damage_too(path, ten):
+    content, end = ten
+    second = content.index(b"\n", content.index(b"end 1\n") + 10) + 1
+    damaged(path, content[:second] + content[second + 700 :] + bytes(700))  # lines that are gone
+    damaged(path, content[:second] + b"\n" + content[second:-1])  # one that was put in
+    damaged(path, content[:second] + bytes(4096 - 512) + content[second + 4096 - 512 :])  # a block of the disk
+    damaged(path, content[:second], "is damaged at byte .*bytes are left")
+    damaged(path, content[: end // 2], "is damaged at byte .*bytes are left")
+
+
+def test_a_station_stops_at_a_damaged_journal(tmp_path):
+    from makel.station.station import Station
+
+    with Station.open(tmp_path / "station"):
+        pass
+    path = tmp_path / "station" / "journal"
+    journal = Journal(path)
+    journal.add([decision(0)])
+    journal.add([decision(1)])
+    journal.close()
+    content = path.read_bytes().replace(b'"screw"', b'"nut"  ', 1)
+    path.write_bytes(content)
+    with pytest.raises(BrokenRecordError, match=r"journal is damaged at byte \d+: of 2 decisions in it 0 can be read"):
+        Station.open(tmp_path / "station")
+    assert path.read_bytes() == content
+    with Store.open(tmp_path / "station" / "store.sqlite") as store:
+        assert store.count() == 0
+
+
+def test_a_journal_of_the_version_before_is_read(path):
+    lines = (_sealed("a" * 32, index, canonical(decision(index).to_json()).encode()) for index in range(3))
+    content = _header("makel-journal-1", "a" * 32) + b"".join(lines)
+    path.write_bytes(content.ljust(SMALL, b"\0"))
+    journal = Journal(path, 2 * SMALL)
+    assert journal.waiting() == [decision(index) for index in range(3)]
+    journal.add([decision(3)])
+    journal.close()
+    journal = Journal(path)
+    assert len(journal) == 4
+    journal.clear()
+    journal.close()
+    assert path.read_bytes().startswith(b"makel-journal-2 ")
+
+
+def test_what_was_added_is_flushed_before_anybody_is_told(path, journal, monkeypatch):
+    on_disk, fsync = [], os.fsync
+
+    def flushed(file):
+        fsync(file)
+        on_disk.append(path.read_bytes())
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    journal.add([decision(0)])
+    assert b'"2026-11-25T14:00:00.000000+00:00"' in on_disk[-1]
+    journal.clear()
+    assert on_disk[-1].startswith(_header("makel-journal-2", journal._generation, str(SMALL)))
 
 
 def test_a_second_process_is_kept_out(path, journal):

@@ -8,7 +8,9 @@ import pytest
 from asyncua import Client, ua
 
 import tiny_model
+from makel.calibration import calibrate
 from makel.errors import UsageError
+from makel.model.zones import Zone, Zones
 from makel.station.opcua import NAMESPACE, OpcuaServer
 from makel.station.station import Station
 from makel.station.store import Filter
@@ -97,7 +99,14 @@ class Plant:
 
 @pytest.fixture(scope="module")
 def plant(tmp_path_factory):
-    made = Plant(tmp_path_factory.mktemp("plant"), tiny_model.write(tmp_path_factory.mktemp("models") / "parts"))
+    own = calibrate((0.1, 0.2, 0.3), (0.1, 0.2, 0.3), false_reject=0.25)
+    corners = [
+        Zone(name=name, kind="inspect", polygon=polygon, false_reject=0.25, calibration=own)
+        for name, polygon in (("left", ((0, 0), (4, 0), (4, 8), (0, 8))), ("top", ((4, 0), (8, 0), (8, 4), (4, 4))))
+    ]
+    zones = Zones(image_size_px=(8, 8), zones=tuple(corners))
+    model = tiny_model.write(tmp_path_factory.mktemp("models") / "parts", zones=zones)
+    made = Plant(tmp_path_factory.mktemp("plant"), model)
     yield made
     made.close()
 
@@ -113,6 +122,7 @@ def test_a_controller_starts_a_part_and_reads_its_result(plant):
         drop(plant.folders["parts"], "a.png", picture(128))
         await line.until(ResultValid=True)
         assert await line.read("Reject", "Verdict", "Reason", "Part", "Sequence") == [False, "pass", "", "serial 7", 1]
+        assert await line.read("FailedZones") == [""]
         decision = plant.newest("parts").decision
         assert decision.source == "opcua"
         shown = await line.read("Number", "Score", "Threshold", "PValue", "ModelId", "At", "LatencyMs")
@@ -172,6 +182,7 @@ def test_a_controller_that_only_writes_variables_starts_with_one(plant):
         drop(plant.folders["written"], "a.png", picture(0))
         await line.until(ResultValid=True)
         assert await line.read("Verdict", "Part", "Reason") == ["reject", "serial 9", ""]
+        assert await line.read("FailedZones") == ["left, top"]
         with pytest.raises(ua.uaerrors.BadUserAccessDenied):
             await line.node("Verdict").write_value("pass")
 

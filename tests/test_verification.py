@@ -5,6 +5,7 @@ import tracemalloc
 
 import pytest
 
+from makel.errors import StoreError
 from makel.station.decisions import START, Broken, Head, canonical, link
 from makel.station.store import Store
 from record import DECISION, decision, sql
@@ -107,7 +108,17 @@ def test_a_changed_or_emptied_head(filled, where):
     sql(where, "UPDATE head SET number = 7")
     assert filled.verify() == Broken(9, f"the head says {filled.head().hash} and 7 decisions, the entries do not")
     sql(where, "DELETE FROM head")
-    assert filled.verify() == Broken(1, "the table 'head', which says where the record ends, was emptied")
+    emptied = "the table 'head', which says where the record ends,"
+    assert filled.verify() == Broken(None, f"{emptied} was emptied")
+    with pytest.raises(StoreError, match="has 0 rows where it had one: bring back a copy"):
+        filled.append(decision(6))
+    two = "INSERT INTO head (one, entry, number, hash) VALUES (1, 9, 6, 'x'), (2, 9, 6, 'x')"
+    sql(where, two)
+    assert filled.verify() == Broken(None, f"{emptied} has 2 rows where it had one")
+    sql(where, "DELETE FROM head WHERE one = 2", "UPDATE head SET entry = 'nine'")
+    assert filled.verify() == Broken(None, f"{emptied} was changed: it says nine:x")
+    sql(where, "DROP TABLE head")
+    assert filled.verify() == Broken(None, "the table 'head' was removed")
 
 
 def test_a_tail_cut_off_with_its_head_shows_only_beside_a_noted_head(filled, where):

@@ -14,6 +14,9 @@ Array = TypeVar("Array")
 
 Label = Literal["good", "defect"]
 
+Result = Literal["pass", "reject"]
+"""What is decided of an image, or of a zone of it."""
+
 Shape = tuple[int, int]
 """Height and width, in pixels."""
 
@@ -116,7 +119,7 @@ class ZoneVerdict:
     """
 
     name: str
-    verdict: Literal["pass", "reject"]
+    verdict: Result
     score: float
     threshold: float
     p_value: float
@@ -130,6 +133,11 @@ class ZoneVerdict:
             "threshold": self.threshold,
             "p_value": self.p_value,
         }
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """What `to_json` gave."""
+        return cls(data["name"], data["verdict"], data["score"], data["threshold"], data["p_value"])
 
 
 @dataclass(frozen=True)
@@ -150,7 +158,7 @@ class Verdict:
         zones: One for each zone that is judged by itself.
     """
 
-    verdict: Literal["pass", "reject"]
+    verdict: Result
     score: float
     threshold: float
     p_value: float

@@ -17,6 +17,7 @@ from makel.bench.cells import join
 from makel.bench.measure import METRICS
 from makel.bench.store import write
 from makel.bench.tables import GAP, HEADLINE, LEVELS, Entry, Record, Table, all_tables, columns, name_of
+from makel.escapes import cell
 
 TIMED = ("seconds_", "latency_", "peak_memory_mb")
 """How columns of results.csv begin whose values differ from run to run."""
@@ -82,7 +83,7 @@ def results(records: Sequence[Record]) -> str:
     rows = [_row(record, stages) for record in records]
     table = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     table.writeheader()
-    table.writerows(rows)
+    table.writerows({name: cell(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from makel.cli import bench, demo, evaluate, fit, history, inspect, model, recalibrate, serve, watch, weights
+from makel.cli.terminal import log_harmlessly, put
 from makel.errors import CODES, MakelError, UsageError, exit_code
 
 INTERRUPTED_EXIT_CODE = 130
@@ -26,7 +27,7 @@ def _show_version(wanted: bool) -> None:
     if wanted:
         from makel import __version__
 
-        print(f"makel {__version__}")
+        put(f"makel {__version__}")
         raise typer.Exit
 
 
@@ -68,6 +69,7 @@ def run(arguments: Sequence[str]) -> int:
     Returns:
         The exit code. Errors have been said on stderr, one line each.
     """
+    log_harmlessly()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a file name that the terminal cannot spell must not end a run
             stream.reconfigure(errors="backslashreplace")
@@ -99,5 +101,5 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"makel: {' '.join(message.splitlines())}", file=sys.stderr)
+    put(f"makel: {' '.join(message.splitlines())}", error=True)
     return code

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,6 +11,7 @@ import typer
 
 from makel.cli.extras import require
 from makel.cli.progress import Bars
+from makel.cli.terminal import put
 from makel.errors import CODES, TrainingError
 
 if TYPE_CHECKING:
@@ -45,9 +45,9 @@ def bench(
     def tell(news: News) -> None:
         if as_json:
             result = {key: value for key, value in news.record.result.items() if key != "picture"}
-            print(json.dumps(result), flush=True)
+            put(json.dumps(result))
         elif not quiet:
-            print(_line(news), flush=True)
+            put(_line(news))
 
     with Bars(quiet=quiet) as bars:
         summary = run(
@@ -63,15 +63,18 @@ def bench(
         )
     if not as_json:
         known = len(summary.records) - summary.measured
-        print(f"cells      {summary.measured} measured now, {known} before, {len(summary.failed)} failed")
-        print("\n".join(f"remark     {remark}" for remark in summary.remarks), end="\n" if summary.remarks else "")
-        print(f"results    {summary.out / 'results.csv'}\ntables     {summary.out / 'tables.html'}")
+        put(
+            f"cells      {summary.measured} measured now, {known} before, {len(summary.failed)} failed",
+            *(f"remark     {remark}" for remark in summary.remarks),
+            f"results    {summary.out / 'results.csv'}",
+            f"tables     {summary.out / 'tables.html'}",
+        )
     if summary.failed:
         for record in summary.failed:
             error = record.result["error"]
-            print(f"failed: {record.cell.words()}: {error['type']}: {error['message']}", file=sys.stderr)
+            put(f"failed: {record.cell.words()}: {error['type']}: {error['message']}", error=True)
         what = "cell" if len(summary.failed) == 1 else "cells"
-        print(f"makel: {len(summary.failed)} {what} failed: mend the cause and run again with --retry", file=sys.stderr)
+        put(f"makel: {len(summary.failed)} {what} failed: mend the cause and run again with --retry", error=True)
         raise typer.Exit(CODES[TrainingError][0])
 
 

@@ -10,6 +10,7 @@ import typer
 
 from makel.cli.extras import require
 from makel.cli.progress import Bars
+from makel.cli.terminal import put
 from makel.errors import UsageError
 
 N_FIT, N_GOOD, N_DEFECT = 95, 30, 30
@@ -45,18 +46,18 @@ def demo(
     write_evaluation_report(report, evaluation, data_name="makel demo")
     said = evaluation.to_json()
     rejects, misses, latency = evaluation.false_rejects, evaluation.misses, said["latency_ms"]
-    print(f"line      {N_FIT} good parts to learn from, {N_GOOD} good and {N_DEFECT} with defects to test: {data}")
-    print(
+    put(f"line      {N_FIT} good parts to learn from, {N_GOOD} good and {N_DEFECT} with defects to test: {data}")
+    put(
         f"fit       {fitted.provenance.n_fit} images in {fitted.fit.seconds['total']:.0f} s, "
         f"{fitted.provenance.n_calibrate} held out: "
         f"at most {100 * fitted.calibration.promised_false_reject:.1f} % false rejects promised"
     )
-    print(
+    put(
         f"ranking   AUROC of images {said['image_auroc']:.4f}, of pixels {said['pixel_auroc']:.4f}, "
         f"AUPRO {said['aupro_30']:.4f}"
     )
-    print(
+    put(
         f"verdicts  {rejects.count} of {rejects.of} good parts rejected, {misses.count} of {misses.of} defects missed, "
         f"{latency['p50']:.0f} ms an image"
     )
-    print(f"report    {report.resolve()}")
+    put(f"report    {report.resolve()}")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from makel.cli.progress import Bars, say
+from makel.cli.terminal import put
 from makel.errors import CODES, ImageError
 
 
@@ -40,12 +40,12 @@ def evaluate(
     report = (out or here.with_name(f"{here.name}-evaluation")) / "report.html"
     write_evaluation_report(report, evaluation, data_name=Path(os.path.abspath(data)).name)  # noqa: PTH100
     if as_json:
-        print(json.dumps(evaluation.to_json()))
+        put(json.dumps(evaluation.to_json()))
     else:
-        print("\n".join([*evaluation.lines(), f"report         {report}"]))
+        put(*evaluation.lines(), f"report         {report}")
     say(filter(None, (*evaluation.notes, evaluation.refusals(), evaluation.unmarked(), evaluation.seen())))
     if evaluation.failures:
         n_masks = len(evaluation.failures) - len(evaluation.refused)
         if n_masks:
-            print(f"makel: {n_masks} mask{'' if n_masks == 1 else 's'} could not be used", file=sys.stderr)
+            put(f"makel: {n_masks} mask{'' if n_masks == 1 else 's'} could not be used", error=True)
         raise typer.Exit(CODES[ImageError][0])

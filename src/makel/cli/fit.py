@@ -12,6 +12,7 @@ import typer
 from makel.cli.extras import require
 from makel.cli.progress import Bars, say
 from makel.cli.share import share
+from makel.cli.terminal import put
 from makel.errors import UsageError
 
 LEAST_SIZE_PX = 32
@@ -107,7 +108,7 @@ def fit(
             resume=resume,
             progress=bars,
         )
-    print(json.dumps(summary.to_json()) if as_json else "\n".join(summary.lines()))
+    put(*([json.dumps(summary.to_json())] if as_json else summary.lines()))
     if not json_progress:
         say(summary.notes)
 

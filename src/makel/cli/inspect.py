@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from makel.cli.progress import count, say
+from makel.cli.terminal import put
 from makel.errors import CODES, REJECTED_EXIT_CODE, ImageError, MakelError, UsageError
 
 if TYPE_CHECKING:
@@ -135,11 +136,11 @@ def _write(inspector: Inspector, path: Path, verdict: Verdict, out: Path, name: 
 def _print(path: Path, result: Verdict | MakelError, *, as_json: bool) -> None:
     if as_json:
         said = {"error": str(result)} if isinstance(result, MakelError) else result.to_json()
-        print(json.dumps({"path": str(path), **said}), flush=True)
+        put(json.dumps({"path": str(path), **said}))
     elif isinstance(result, MakelError):
-        print(f"makel: {result}", file=sys.stderr, flush=True)
+        put(f"makel: {result}", error=True)
     else:
-        print(_line(path, result), flush=True)
+        put(_line(path, result))
 
 
 def _line(path: Path, verdict: Verdict) -> str:

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from makel.cli.terminal import put
+
 
 def verify(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
@@ -26,7 +28,7 @@ def verify(
     score = max(difference.score for difference in differences)
     anomaly_map = max(difference.anomaly_map for difference in differences)
     if as_json:
-        print(
+        put(
             json.dumps(
                 {
                     "model_id": folder.manifest.model_id,
@@ -40,8 +42,8 @@ def verify(
             )
         )
         return
-    print(f"{model} is intact: model {folder.manifest.model_id}, {len(folder.manifest.files) + 1} files")
-    print(
+    put(f"{model} is intact: model {folder.manifest.model_id}, {len(folder.manifest.files) + 1} files")
+    put(
         f"{len(differences)} golden images replayed on {provider}: scores differ by at most {score:.2g} "
         f"(allowed {parity.score_tolerance:.2g}), maps by {anomaly_map:.2g} (allowed {parity.map_tolerance:.2g})"
     )
@@ -57,7 +59,7 @@ def info(
 
     manifest = open_folder(model).manifest
     if as_json:
-        print(json.dumps(manifest.model_dump(mode="json")))
+        put(json.dumps(manifest.model_dump(mode="json")))
         return
     provenance, calibration, preparation = manifest.provenance, manifest.calibration, manifest.preprocessing
     seconds = manifest.fit.seconds["total"]
@@ -90,6 +92,6 @@ def info(
     if manifest.latency:
         rows["latency"] = manifest.latency.explain()
     for key, value in rows.items():
-        print(f"{key:10} {value}")
+        put(f"{key:10} {value}")
     for line in manifest.zones.lines(calibration) if manifest.zones else ():
-        print(f"{'zones':10} {line}")
+        put(f"{'zones':10} {line}")

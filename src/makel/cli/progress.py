@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, TypeVar
 
+from makel.cli.terminal import put
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
@@ -64,7 +66,7 @@ class Bars:
         now = time.monotonic()
         if stage != self._said[0] or done == total or now - self._said[1] >= _EVERY_S:
             self._said = (stage, now)
-            print(json.dumps({"stage": stage, "done": done, "total": total}), file=sys.stderr, flush=True)
+            put(json.dumps({"stage": stage, "done": done, "total": total}), error=True)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -77,7 +79,7 @@ class Bars:
 def say(lines: Iterable[str]) -> None:
     """Tell a person something, beside the results."""
     for line in lines:
-        print(f"makel: {line}", file=sys.stderr, flush=True)
+        put(f"makel: {line}", error=True)
 
 
 def count(items: Iterable[Item], stage: str, total: int, *, quiet: bool = False) -> Iterator[Item]:

@@ -10,6 +10,7 @@ import typer
 
 from makel.cli.progress import Bars, say
 from makel.cli.share import share
+from makel.cli.terminal import put
 
 
 def recalibrate(
@@ -40,5 +41,5 @@ def recalibrate(
         done = renew(
             model, data, out, false_reject=false_reject, join=join, threads=threads, provider=provider, progress=bars
         )
-    print(json.dumps(done.to_json()) if as_json else "\n".join(done.lines()))
+    put(*([json.dumps(done.to_json())] if as_json else done.lines()))
     say(done.notes)

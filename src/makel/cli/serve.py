@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from makel.cli.extras import require
+from makel.cli.terminal import put
 from makel.errors import MakelError, UsageError
 
 if TYPE_CHECKING:
-    from makel.station.station import Settings, Station
     from makel.station.store import Store
 
 DATA = Path("makel-station")
@@ -74,6 +73,7 @@ def serve(
     require("station", "makel serve")
     from makel.model.folder import open_folder
     from makel.station.access import Access, Tokens
+    from makel.station.assembly import assemble
     from makel.station.connections import Connections, Wiring
     from makel.station.limits import BodyLimits
     from makel.station.service import create_app, listen, server
@@ -100,18 +100,18 @@ def serve(
     given = [(name, Path(folder)) for name, _, folder in (model.rpartition("=") for model in models or ())]
     for _, folder in given:
         open_folder(folder)  # what cannot be served leaves no station behind
-    with listen(host, port) as socket, _opened(data, settings, store) as station:
+    with listen(host, port) as socket, assemble(data, settings, store=store) as assembly:
+        station = assembly.station
         for name, folder in given:
             version, new = station.add(name or folder.resolve().name, folder, by=_user(), role="engineer")
-            print(f"makel: {version.name} version {version.version}{' is new' if new else ''}", file=sys.stderr)
+            put(f"makel: {version.name} version {version.version}{' is new' if new else ''}", error=True)
         for problem in station.warnings():
-            print(f"makel: {problem}", file=sys.stderr)
+            put(f"makel: {problem}", error=True)
         connections = Connections(station, wiring)
-        app = create_app(station, access, BodyLimits(image_bytes=max_body_mb * 2**20), connections.triggers)
+        app = create_app(station, access, BodyLimits(image_bytes=max_body_mb * 2**20), connections.triggers, assembly)
         with connections:
             shown = f"[{host}]" if ":" in host else host
-            # The newline in the same write: another thread's warning would else stand in the line.
-            print(f"makel: serving on http://{shown}:{socket.getsockname()[1]}\n", end="", file=sys.stderr, flush=True)
+            put(f"makel: serving on http://{shown}:{socket.getsockname()[1]}", error=True)
             server(app).run([socket])
 
 
@@ -135,7 +135,7 @@ def add(
         except MakelError:
             known.remove(token.id)  # no change without its audit
             raise
-    print(secret)
+    put(secret)
 
 
 @tokens.command("list")
@@ -146,10 +146,10 @@ def list_(data: Data = DATA, as_json: Annotated[bool, typer.Option("--json", hel
 
     known = Tokens(data / "tokens.json").all()
     if as_json:
-        print(json.dumps([{key: getattr(token, key) for key in ("id", "name", "role", "created")} for token in known]))
+        put(json.dumps([{key: getattr(token, key) for key in ("id", "name", "role", "created")} for token in known]))
         return
     for token in known:
-        print(f"{token.id}  {token.role:8}  {token.created[:19]}  {token.name}")
+        put(f"{token.id}  {token.role:8}  {token.created[:19]}  {token.name}")
 
 
 @tokens.command("remove")
@@ -166,14 +166,7 @@ def remove(
         # First, and whatever becomes of the audit: a token that is to open nothing must not wait for the record.
         token = Tokens(data / "tokens.json").remove(token_id)
         record.audit(_user(), "engineer", "remove token", {"id": token.id, "name": token.name, "role": token.role})
-    print(f"{token.id} of {token.name} opens nothing any more")
-
-
-def _opened(data: Path, settings: Settings, store: str | None) -> Station:
-    from makel.station.station import Station
-
-    data.mkdir(parents=True, exist_ok=True)
-    return Station.open(data, settings, store=store)
+    put(f"{token.id} of {token.name} opens nothing any more")
 
 
 def _folders(option: str, given: list[str] | None) -> dict[str, Path]:

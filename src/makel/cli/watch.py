@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,10 +12,15 @@ import typer
 
 from makel.cli.extras import require
 from makel.cli.progress import say
+from makel.cli.terminal import put
 from makel.errors import UsageError
 
 if TYPE_CHECKING:
+    from makel.station.connections import Connections
     from makel.station.decisions import Recorded
+    from makel.station.drift import Drift
+
+_LOOK_S = 1.0
 
 
 def watch(
@@ -56,9 +60,10 @@ def watch(
     """Decide every picture that arrives in a folder, each exactly once; ends with Ctrl-C or SIGTERM."""
     require("station", "makel watch")
     from makel.model.folder import open_folder
+    from makel.station.assembly import assemble
     from makel.station.connections import Connections, Wiring
     from makel.station.inbox import check_folder
-    from makel.station.station import Settings, Station
+    from makel.station.station import Settings
 
     if trigger and opcua is None:
         raise UsageError("--trigger waits for Start over OPC UA: say where to serve it with --opcua")
@@ -67,8 +72,8 @@ def watch(
     name = model.resolve().name
     open_folder(model)  # what cannot be watched leaves no station behind
     check_folder(folder)
-    data.mkdir(parents=True, exist_ok=True)
-    with Station.open(data, settings, store=store) as station:
+    with assemble(data, settings, store=store) as assembly:
+        station = assembly.station
         version, _ = station.add(name, model, by="makel watch", role="engineer")
         if station.registry.version(name).version != version.version:
             station.activate(name, version.version, by="makel watch", role="engineer")
@@ -87,21 +92,42 @@ def watch(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopped.set())
         station.listen(lambda recorded: _print(recorded, as_json=as_json))
+        for problem in station.warnings():
+            put(f"makel: {problem}", error=True)
         with Connections(station, wiring) as connections:
-            print(f"makel: watching {folder} with {name} version {version.version}", file=sys.stderr, flush=True)
-            told: list[str] = []
-            while not stopped.wait(1):
-                found = connections.warnings()
-                say(line for line in found if line not in told)
-                told = found
+            put(f"makel: watching {folder} with {name} version {version.version}", error=True)
+            _say_news(connections, assembly.drift, stopped)
+
+
+def _say_news(connections: Connections, drift: Drift, stopped: threading.Event) -> None:
+    """Say what is not looked at, and when a line is no longer what its model was calibrated for or is again.
+
+    How it stands now was said with the station's warnings; what goes wrong with a folder or a broker is logged there.
+    """
+
+    def lines() -> dict[str, tuple[object, str]]:
+        """What is news where it changes, and its words, whose numbers are others with every block."""
+        return {
+            state.model: ((state.since, [each.cause for each in state.causes]) if state.changed else None, state.words)
+            for state in drift.states()
+        }
+
+    overlooked: list[str] = []
+    before = lines()
+    while not stopped.wait(_LOOK_S):
+        there, found = connections.overlooked(), lines()
+        say(line for line in there if line not in overlooked)
+        say(f"{name}: {words}" for name, (what, words) in found.items() if what != before.get(name, (None, ""))[0])
+        overlooked, before = there, found
 
 
 def _print(recorded: Recorded, *, as_json: bool) -> None:
     decision = recorded.decision
     if as_json:
-        print(json.dumps(recorded.to_json()), flush=True)
+        put(json.dumps(recorded.to_json()))
         return
     why = (
         decision.reason or f"score {decision.score:.4g}, threshold {decision.threshold:.4g}, p = {decision.p_value:.3g}"
     )
-    print(f"{decision.verdict:6}  {recorded.number}  {decision.name}  {why}", flush=True)
+    zones = [f"zone {each.name}: {each.score:.4g}, threshold {each.threshold:.4g}" for each in decision.failed_zones]
+    put("  ".join([f"{decision.verdict:6}", str(recorded.number), decision.name, why, *zones]))

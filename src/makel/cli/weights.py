@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from makel.cli.extras import require
+from makel.cli.terminal import put
 
 app = typer.Typer(help="List, add or check backbone weights.")
 
@@ -29,9 +30,9 @@ def show(as_json: Annotated[bool, typer.Option("--json", help="One JSON object a
             absent = True
             row |= {"error": str(found)}
             state = "not here"
-        print(json.dumps(row) if as_json else f"{facts.name:20} {facts.licence:14} {state}")
+        put(json.dumps(row) if as_json else f"{facts.name:20} {facts.licence:14} {state}")
     if absent and not as_json:
-        print("'makel weights check NAME' says how to get one that is not here.")
+        put("'makel weights check NAME' says how to get one that is not here.")
 
 
 @app.command("add")
@@ -44,7 +45,7 @@ def add(
     from makel.training.weights import add as add_weights
 
     added = add_weights(name, file)
-    print(f"added {added.facts.name}: {added.path}, SHA-256 {added.sha256}")
+    put(f"added {added.facts.name}: {added.path}, SHA-256 {added.sha256}")
 
 
 @app.command("check")
@@ -54,7 +55,7 @@ def check(name: Annotated[str, typer.Argument(metavar="NAME", help="A backbone: 
     from makel.training.weights import check as check_weights
 
     weights, numbers = check_weights(name)
-    print(
+    put(
         f"{weights.facts.name} is right: {numbers:,} numbers match timm's {weights.facts.tag}; {weights.source}, "
         f"{weights.facts.licence} ({weights.facts.licence_source}), SHA-256 {weights.sha256}"
     )

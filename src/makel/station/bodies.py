@@ -6,7 +6,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from makel.station.candidate import Kind
+from makel.calibration import Scheme
+from makel.station import candidate, fitting
+from makel.station.access import Role
+from makel.station.causes import Cause, Since
+from makel.types import Label, Result
 
 
 class RegionBody(BaseModel):
@@ -15,6 +19,18 @@ class RegionBody(BaseModel):
     box_px: tuple[int, int, int, int] = Field(description="x0, y0, x1, y1; x1 and y1 are exclusive")
     area_px: int
     peak: float
+    zone: str = Field(description="That most of it lies in; empty for none")
+    area_mm2: float | None = Field(description="Where the model has a scale")
+
+
+class ZoneBody(BaseModel):
+    """A zone that is judged by itself."""
+
+    name: str
+    verdict: Result
+    score: float
+    threshold: float
+    p_value: float
 
 
 class DecisionBody(BaseModel):
@@ -35,10 +51,13 @@ class DecisionBody(BaseModel):
                 "score": 7.31,
                 "threshold": 4.02,
                 "p_value": 0.0196,
-                "regions": [{"box_px": [40, 12, 71, 30], "area_px": 402, "peak": 9.8}],
+                "regions": [
+                    {"box_px": [40, 12, 71, 30], "area_px": 402, "peak": 9.8, "zone": "bore", "area_mm2": None}
+                ],
                 "latency_ms": 21.4,
                 "arrival": "",
                 "look": [0.35581, 0.67082, 0.02561, -0.0024, -0.0035, 0.90831],
+                "zones": [{"name": "bore", "verdict": "reject", "score": 9.8, "threshold": 5.1, "p_value": 0.0098}],
                 "answer": None,
                 "hash": "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752",
             }
@@ -52,7 +71,7 @@ class DecisionBody(BaseModel):
     source: str = Field(description="http, watch, opcua or trigger; manual for an image that was tried by hand")
     name: str = Field(description="The caller's name for the part")
     image_sha256: str
-    verdict: Literal["pass", "reject"]
+    verdict: Result
     reason: str = Field(description="Why it is a fail-safe reject; empty where the score decided")
     score: float | None
     threshold: float | None
@@ -63,7 +82,8 @@ class DecisionBody(BaseModel):
     look: list[float | None] | None = Field(
         description="Brightness, contrast, sharpness, shift to the right, shift down, match; null where no model saw it"
     )
-    answer: Literal["good", "defect"] | None = Field(
+    zones: list[ZoneBody] = Field(description="One for each zone that is judged by itself: which failed, and how far")
+    answer: Label | None = Field(
         description="What a person last said of the part; null where nobody did, or it was taken back"
     )
     hash: str = Field(description="Of this entry in the chain")
@@ -133,7 +153,7 @@ class AnswerBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    answer: Literal["good", "defect"] | None = Field(description="null takes back what was said before")
+    answer: Label | None = Field(description="null takes back what was said before")
 
 
 class ActivateBody(BaseModel):
@@ -162,7 +182,7 @@ class SessionBody(BaseModel):
     """Who asks."""
 
     name: str | None
-    role: Literal["operator", "engineer"] | None
+    role: Role | None
     token_needed: bool
 
 
@@ -188,7 +208,7 @@ class ThresholdsBody(BaseModel):
 
     version: int
     model_id: str
-    scheme: Literal["holdout", "cross"]
+    scheme: Scheme
     scores: list[float] = Field(description="Of the held-out good images, ascending")
     recent: list[float] = Field(description="Of the latest parts this version judged, newest first")
     image_threshold: float
@@ -201,11 +221,12 @@ class ThresholdsBody(BaseModel):
 class TriedBody(BaseModel):
     """A verdict that is not recorded."""
 
-    verdict: Literal["pass", "reject"]
+    verdict: Result
     score: float
     threshold: float
     p_value: float
     regions: list[RegionBody]
+    zones: list[ZoneBody]
     size_px: tuple[int, int] = Field(description="Width and height of the image")
     view_jpg: str = Field(description="The image as a browser can show it, Base64")
     heat_png: str = Field(description="The heat to lay over it, Base64")
@@ -230,7 +251,7 @@ class JobBody(BaseModel):
 
     id: str
     name: str = Field(description="What the model will be served under")
-    state: Literal["fitting", "done", "failed", "cancelled"]
+    state: fitting.State
     stage: str = Field(description="What is being done")
     done: int = Field(description="How much of the stage is")
     total: int | None = Field(description="How much the stage has")
@@ -317,7 +338,7 @@ class FindingBody(BaseModel):
     """Something that is not what it was."""
 
     what: Literal["score", "rejects", "brightness", "contrast", "sharpness", "shift_x", "shift_y", "match"]
-    since: Literal["fit", "start"] = Field(description="Compared with the model's good images, or the first parts here")
+    since: Since = Field(description="Compared with the model's good images, or the first parts here")
     p_value: float
     before: float
     now: float
@@ -327,7 +348,7 @@ class FindingBody(BaseModel):
 class CauseBody(BaseModel):
     """What most likely changed."""
 
-    cause: Literal["light", "focus", "position", "product"]
+    cause: Cause
     words: str
 
 
@@ -370,7 +391,7 @@ class CandidateRequestBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    kind: Kind = "recalibrate"
+    kind: candidate.Kind = "recalibrate"
     false_reject: float | None = Field(
         None,
         gt=0,
@@ -388,9 +409,9 @@ class FlipBody(BaseModel):
 
     number: int
     name: str
-    answer: Literal["good", "defect"] | None
-    before: Literal["pass", "reject"]
-    after: Literal["pass", "reject"]
+    answer: Label | None
+    before: Result
+    after: Result
     score_before: float
     threshold_before: float
     score_after: float
@@ -421,7 +442,7 @@ class CandidateBody(BaseModel):
 
     id: str
     name: str
-    kind: Kind
+    kind: candidate.Kind
     base_version: int
     base_model_id: str
     newest: int
@@ -430,7 +451,7 @@ class CandidateBody(BaseModel):
     by: str
     role: str
     began: str
-    state: Literal["making", "testing", "ready", "refused", "failed", "active"]
+    state: candidate.State
     stage: str
     done: int
     total: int | None
@@ -450,7 +471,7 @@ class CandidateBody(BaseModel):
 class AdviceBody(BaseModel):
     """Which kind of candidate fits what people said."""
 
-    kind: Literal["recalibrate", "refit"]
+    kind: candidate.Kind
     words: str
     false_rejects: int
     refit_obstacle: str = Field(description="Why a refit is not possible here; empty where it is")

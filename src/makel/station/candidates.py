@@ -173,10 +173,12 @@ class Candidates:
 
     def objection(self, name: str, number: int) -> str:
         """Why a version must not judge: it is a candidate that did not pass, or is not tested yet. "" where it may."""
+        model_id = self._station.registry.version(name, number).model_id
         for each in self.all(name):
             if each.kind == "refit" and each.state in ("making", "testing") and number > each.newest:
                 return f"version {number} may be a candidate that is not tested yet: wait for candidate {each.id}"
-            if each.version == number:
+            # One that came in another way, as a folder somebody gave, is the same candidate.
+            if each.version == number or (each.model_id and each.model_id == model_id):
                 if each.state in ("ready", "active"):
                     return ""
                 return f"version {number} is a candidate that is {each.state}: {each.problem}"

@@ -122,10 +122,16 @@ class Connections:
 
     def warnings(self) -> list[str]:
         """What is wrong with them now."""
-        looking: dict[str, Watch | Trigger] = {**self._watches, **self.triggers}
-        each = [(model, said) for model, one in looking.items() for said in (one.problem, one.overlooked) if said]
-        found = [f"the folder of {model}: {said}" for model, said in each]
-        return found + ([f"MQTT: {self._mqtt.problem}"] if self._mqtt and self._mqtt.problem else [])
+        found = [f"the folder of {model}: {one.problem}" for model, one in self._folders().items() if one.problem]
+        mqtt = [f"MQTT: {self._mqtt.problem}"] if self._mqtt and self._mqtt.problem else []
+        return found + self.overlooked() + mqtt
+
+    def overlooked(self) -> list[str]:
+        """What lies in their folders and may be images, but is not looked at."""
+        return [f"the folder of {model}: {one.overlooked}" for model, one in self._folders().items() if one.overlooked]
+
+    def _folders(self) -> dict[str, Watch | Trigger]:
+        return {**self._watches, **self.triggers}
 
     def __enter__(self) -> Self:
         # Those who tell of decisions start first, so that they miss none, and stop last.

@@ -32,8 +32,11 @@ class Database:
     After a StoreError the same object works again as soon as its cause is away.
     """
 
-    def __init__(self, where: str | Path, *, create: bool = True, timeout_s: float = 5.0) -> None:
-        """Open and migrate; see `Store.open`."""
+    def __init__(
+        self, where: str | Path, *, create: bool = True, read_only: bool = False, timeout_s: float = 5.0
+    ) -> None:
+        """Open and migrate, or where nothing may be written look whether that is needed; see `Store.open`."""
+        self._read_only = read_only
         self._timeout_s = timeout_s
         self._path: Path | None = None
         self._file: tuple[int, int] | None = None
@@ -43,10 +46,10 @@ class Database:
             raise UsageError(f"{_without_password(str(where))}: a record is the path of a file or postgresql://...")
         else:
             self._path = Path(where).absolute()
-            self.name, self._engine = str(where), self._sqlite(self._path, create)
+            self.name, self._engine = str(where), self._sqlite(self._path, create and not read_only)
         event.listen(self._engine, "begin", self._begin)
         try:
-            self._migrate()
+            self._check_revision() if read_only else self._migrate()
         except BaseException:
             self._engine.dispose()
             raise
@@ -83,6 +86,25 @@ class Database:
             if self._identity() != file:
                 raise StoreError(f"{self.name} was replaced by another file while it was written")
 
+    def own_check(self) -> str:
+        """What the database's own check finds wrong with its pages, and its indexes beside its rows; "" for nothing.
+
+        PostgreSQL has no such check for whoever reads it: there, its administrators have `pg_amcheck`.
+
+        Raises:
+            StoreError: The database cannot be read now.
+        """
+        if self._path is None:
+            return ""
+        with self.read() as connection:
+            try:
+                found = [str(line) for line in connection.exec_driver_sql("PRAGMA integrity_check(3)").scalars()]
+            except DBAPIError as error:
+                if not str(getattr(error.orig, "sqlite_errorname", "")).startswith("SQLITE_CORRUPT"):
+                    raise
+                found = [str(error.orig)]
+        return "" if found == ["ok"] else "; ".join(" ".join(line.split()) for line in found)
+
     def _sqlite(self, path: Path, create: bool) -> Engine:
         if not path.is_file():
             if not create:
@@ -92,23 +114,44 @@ class Database:
             except OSError as error:
                 raise StoreError(f"{path.parent} cannot be made: {error.strerror}") from error
 
-        def connect() -> sqlite3.Connection:
-            # Only while opening may a missing file be made: a later one was taken away, and must not come back empty.
-            mode = "rwc" if create and self._file is None else "rw"
+        def opened(how: str, *statements: str) -> sqlite3.Connection:
             connection = sqlite3.connect(
-                f"{path.as_uri()}?mode={mode}",
+                f"{path.as_uri()}?{how}",
                 uri=True,
                 timeout=self._timeout_s,
                 isolation_level=None,
                 check_same_thread=False,
             )
             try:
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("PRAGMA synchronous=FULL")
+                # Damage may have left what is no text: it is to be found, not to stop whoever looks for it.
+                connection.text_factory = lambda content: content.decode("utf-8", "surrogateescape")
+                for statement in statements:
+                    connection.execute(statement)
             except BaseException:
                 connection.close()
                 raise
             return connection
+
+        def connect() -> sqlite3.Connection:
+            if not self._read_only:
+                # Only while opening may a missing file be made: a later one was taken away, and must not come back
+                # empty.
+                mode = "rwc" if create and self._file is None else "rw"
+                return opened(f"mode={mode}", "PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL")
+            try:
+                # With "ro" SQLite would leave beside the record what it takes away again in this way.
+                return opened("mode=rw", "PRAGMA query_only=ON", "SELECT 1 FROM sqlite_master")
+            except sqlite3.OperationalError as error:
+                if not error.sqlite_errorname.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
+                    raise
+            # In WAL mode even a reader writes a file beside it, unless it is told that nobody writes here.
+            log = path.with_name(f"{path.name}-wal")
+            if log.is_file() and log.stat().st_size:
+                raise StoreError(
+                    f"{path} cannot be read here: what was written last is still in {log.name} beside it, and SQLite "
+                    "takes it from there only where it may write. Copy both to another folder"
+                )
+            return opened("mode=ro&immutable=1", "SELECT 1 FROM sqlite_master")
 
         return create_engine("sqlite://", creator=connect, poolclass=_queue_pool(), max_overflow=-1)
 
@@ -122,6 +165,7 @@ class Database:
         wait_ms = int(self._timeout_s * 1000)
         options = url.query.get("options", "")
         options = options if isinstance(options, str) else " ".join(options)
+        options += " -c default_transaction_read_only=on" if self._read_only else ""
         engine = create_engine(
             url,
             pool_pre_ping=True,  # a server that was restarted costs no failed call
@@ -159,6 +203,21 @@ class Database:
             except CommandError as error:
                 raise StoreError(f"{self.name} was written by a newer makel ({error}): update makel") from error
 
+    def _check_revision(self) -> None:
+        """Make sure that the tables are those of this makel, where they may not be brought up to date."""
+        from alembic.migration import MigrationContext
+        from alembic.script import ScriptDirectory
+
+        scripts = ScriptDirectory(str(MIGRATIONS))
+        with self._explained(), self._engine.connect() as connection:
+            found = MigrationContext.configure(connection).get_current_revision()
+        if found is None:
+            raise StoreError(f"{self.name} holds no record of makel: give a station's folder, or its store.sqlite")
+        if found not in {script.revision for script in scripts.walk_revisions()}:
+            raise StoreError(f"{self.name} was written by a newer makel ({found}): update makel")
+        if found != scripts.get_current_head():
+            raise StoreError(f"{self.name} was written by an older makel: serve it once, which brings it up to date")
+
     @contextmanager
     def _writing_connection(self) -> Iterator[Connection]:
         with self._engine.connect().execution_options(makel_writes=True) as connection, connection.begin():
@@ -186,6 +245,8 @@ class Database:
     def _explained(self) -> Iterator[None]:
         try:
             yield
+        except UnicodeDecodeError as error:  # SQLite quotes its damaged schema, and Python cannot read the message
+            raise StoreError(f"{self.name}: {_WORDS['SQLITE_CORRUPT']}") from error
         except SQLAlchemyError as error:
             reason = error.orig if isinstance(error, DBAPIError) else error
             self._engine.dispose()  # what the connections know may have gone with the cause

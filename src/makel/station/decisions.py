@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from makel.errors import UsageError
 from makel.station.look import Look
-from makel.types import Label, Region
+from makel.types import Label, Region, Result, ZoneVerdict
 
 START = "0" * 64
 """The hash that stands before the first entry."""
@@ -50,6 +50,7 @@ class Decision:
         arrival: For a file, what makes this delivery of it different from any other, as `inbox.Arrival.key` gives it;
             "" for what came another way.
         look: What the image looks like; None where no model saw it.
+        zones: One for each zone that is judged by itself.
 
     Raises:
         UsageError: A time in another form, or a number that is not finite.
@@ -61,7 +62,7 @@ class Decision:
     source: str
     name: str
     image_sha256: str
-    verdict: Literal["pass", "reject"]
+    verdict: Result
     reason: str
     score: float | None
     threshold: float | None
@@ -70,6 +71,7 @@ class Decision:
     latency_ms: float
     arrival: str = ""
     look: Look | None = None
+    zones: tuple[ZoneVerdict, ...] = ()
 
     def __post_init__(self) -> None:
         if instant(self.at) != self.at:
@@ -94,15 +96,22 @@ class Decision:
         }
         plain = {item.name: getattr(self, item.name) for item in fields(self)}
         look = None if self.look is None else self.look.to_json()
-        return plain | numbers | {"regions": [region.to_json() for region in self.regions], "look": look}
+        regions, zones = ([each.to_json() for each in several] for several in (self.regions, self.zones))
+        return plain | numbers | {"regions": regions, "look": look, "zones": zones}
+
+    @property
+    def failed_zones(self) -> tuple[ZoneVerdict, ...]:
+        """Those that are rejected. Where a part is rejected and none of them is, what lies in none of them is."""
+        return tuple(zone for zone in self.zones if zone.verdict == "reject")
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> Decision:
         """What `to_json` gave; further keys are left alone."""
         regions = tuple(Region.from_json(region) for region in body["regions"])
-        look = body.get("look")  # not there in what was written before there were looks
-        plain = {item.name: body[item.name] for item in fields(cls) if item.name not in ("regions", "look")}
-        return cls(**plain, regions=regions, look=None if look is None else Look.from_json(look))
+        # Neither is there in what was written before there were such.
+        look, zones = body.get("look"), tuple(ZoneVerdict.from_json(zone) for zone in body.get("zones", ()))
+        plain = {item.name: body[item.name] for item in fields(cls) if item.name not in ("regions", "look", "zones")}
+        return cls(**plain, regions=regions, look=None if look is None else Look.from_json(look), zones=zones)
 
 
 @dataclass(frozen=True)
@@ -193,15 +202,15 @@ class Broken:
     """Where a record does not hold.
 
     Attributes:
-        entry: Position of the first entry that is not as it was written.
+        entry: Position of the first entry that is not as it was written; None for the database as a whole.
         why: What is wrong with it, for people.
     """
 
-    entry: int
+    entry: int | None
     why: str
 
     def __str__(self) -> str:
-        return f"entry {self.entry}: {self.why}"
+        return self.why if self.entry is None else f"entry {self.entry}: {self.why}"
 
 
 def now() -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from sqlalchemy import func, select
 
 from makel.errors import MissingExtraError, StoreError, UsageError
+from makel.escapes import cell
 from makel.station.database import Database
 from makel.station.decisions import Recorded
 from makel.station.entries import storable
@@ -40,10 +41,11 @@ COLUMNS = {
     "regions": "string",
     "arrival": "string",
     "look": "string",
+    "zones": "string",
     "answer": "string",
     "hash": "string",
 }
-"""The columns of a table and their types; `regions` and `look` are the JSON text of a list."""
+"""The columns of a table and their types; `regions`, `look` and `zones` are the JSON text of a list."""
 
 _PAGE = 2000
 
@@ -90,7 +92,7 @@ def _pages(
 
 def _cells(item: Recorded) -> dict[str, Any]:
     found = item.to_json()
-    for name in ("regions", "look"):
+    for name in ("regions", "look", "zones"):
         found[name] = None if found[name] is None else json.dumps(found[name])
     return {name: storable(value) if isinstance(value, str) else value for name, value in found.items()}
 
@@ -101,14 +103,9 @@ def _write_csv(path: Path, pages: Iterator[list[Recorded]]) -> int:
         table = csv.DictWriter(file, COLUMNS)
         table.writeheader()
         for page in pages:
-            table.writerows({name: _harmless(value) for name, value in _cells(item).items()} for item in page)
+            table.writerows({name: cell(value) for name, value in _cells(item).items()} for item in page)
             n_rows += len(page)
     return n_rows
-
-
-def _harmless(value: Any) -> Any:
-    """Text that a spreadsheet would run as a formula gets an apostrophe in front: names come from outside."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _write_parquet(path: Path, pages: Iterator[list[Recorded]]) -> int:

@@ -13,7 +13,7 @@ from makel.station.database import Database
 from makel.station.decisions import MANUAL, Decision, Recorded, instant
 from makel.station.entries import storable
 from makel.station.tables import ENTRIES, IS_DECISION
-from makel.types import Label
+from makel.types import Label, Result
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Filter:
     """
 
     model: str | None = None
-    verdict: Literal["pass", "reject"] | None = None
+    verdict: Result | None = None
     answer: Label | Literal["none"] | None = None
     since: str | None = None
     until: str | None = None

@@ -102,35 +102,31 @@ class Inbox:
         """Look at `folder`.
 
         Args:
-            folder: A folder that exists. Hidden files, links, and folders in it are left alone.
+            folder: A folder; one that is not there yet, as before a share is mounted, is waited for. Hidden files,
+                links, and folders in it are left alone.
             done: A folder on the same file system, so that a file goes there whole or not at all. It is made.
             settle_s: Seconds that a file's size and modification time must stand still before it counts as written.
 
         Raises:
-            UsageError: There is no such folder, or `done` is inside it as its own files are, or on another file system.
+            UsageError: It is no folder, or `done` is the same one, or on another file system.
         """
         check_folder(folder)
         self.folder, self.done, self._settle_s = folder, done, settle_s
         self._waiting: dict[str, Waiting] = {}
         self._decided: dict[str, Arrival] = {}
         self._others: dict[str, tuple[float, str | None]] = {}  # name → since when, and what it is once that is known
-        if done is not None:
-            for verdict in ("pass", "reject"):
-                (done / verdict).mkdir(parents=True, exist_ok=True)
-            if done.resolve() == folder.resolve():
-                raise UsageError(f"--done {shown(done)} is the watched folder itself: give another one")
-            if done.stat().st_dev != folder.stat().st_dev:
-                raise UsageError(
-                    f"--done {shown(done)} is not on the drive of {shown(folder)}: a file can be moved whole only "
-                    "within one drive"
-                )
+        self._is_ready = False
+        if folder.is_dir():
+            self._get_ready()
 
     def scan(self) -> list[Waiting]:
         """The files nothing was decided on, as far as this object knows, in the order they were written.
 
         Raises:
-            OSError: The folder cannot be listed, as when its share is gone.
+            OSError: The folder cannot be listed, as when its share is gone, or is not there yet.
+            UsageError: It came, and `done` is on another file system.
         """
+        self._get_ready()
         now, found = monotonic(), {}
         names, others = [], []
         with os.scandir(self.folder) as entries:
@@ -153,6 +149,22 @@ class Inbox:
             del self._decided[gone]
         self._waiting = found
         return sorted(found.values(), key=lambda waiting: (waiting.arrival.mtime_ns, waiting.arrival.name))
+
+    def _get_ready(self) -> None:
+        """Make `done`, once the folder is there: before that, it would be made where the share is to be mounted."""
+        if self._is_ready or not self.folder.is_dir():
+            return  # listing it says why not
+        if self.done is not None:
+            if self.done.resolve() == self.folder.resolve():
+                raise UsageError(f"--done {shown(self.done)} is the watched folder itself: give another one")
+            for verdict in ("pass", "reject"):
+                (self.done / verdict).mkdir(parents=True, exist_ok=True)
+            if self.done.stat().st_dev != self.folder.stat().st_dev:
+                raise UsageError(
+                    f"--done {shown(self.done)} is not on the drive of {shown(self.folder)}: a file can be moved whole "
+                    "only within one drive"
+                )
+        self._is_ready = True
 
     def overlooked(self) -> str:
         """One line on files that may be images and are not looked at, by their names or as links; "" for none."""
@@ -218,13 +230,13 @@ class Inbox:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a place where no picture can arrive.
+    """Refuse a place where no picture can ever arrive. A folder may come later.
 
     Raises:
-        UsageError: There is no such folder.
+        UsageError: There is something else.
     """
-    if not folder.is_dir():
-        raise UsageError(f"{shown(folder)} is not a folder: make it, or give the one that pictures arrive in")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{shown(folder)} is not a folder: give the one that pictures arrive in")
 
 
 def recorded_on(station: Decider, model: str, arrival: Arrival, image: bytes) -> Recorded | None:

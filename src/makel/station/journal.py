@@ -1,8 +1,16 @@
 """What bridges an outage of the record: a bounded file that decisions wait in, in order, until the record is back.
 
 The file has its full size from the start, so it can still be written when the disk is full. Each line carries a
-checksum over the journal's generation, its position and its text: a line that a crash cut off does not count, and it
-was not acknowledged either. Emptying the journal begins a new generation, to which no old line belongs.
+checksum over the journal's generation, its position and its text. Emptying the journal begins a new generation, to
+which no old line belongs.
+
+Whatever is written in one go ends with a mark that says how many decisions there are up to here. A crash cuts off the
+end, the mark with it: what is cut off does not count, and it was not acknowledged either. A bad line with a valid mark
+behind it was whole once, so the file was damaged: then nothing is read from it and nothing written to it.
+
+    makel-journal-2 GENERATION BYTES CHECKSUM
+    CHECKSUM {"at": ...}
+    CHECKSUM end 1
 """
 
 from __future__ import annotations
@@ -11,6 +19,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import secrets
 import sys
 import threading
@@ -19,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from makel.errors import StoreError
+from makel.errors import BrokenRecordError, StoreError, UsageError
 from makel.station.decisions import Decision, Recorded, now
 from makel.station.entries import Draft
 from makel.station.store import Store
@@ -27,7 +36,9 @@ from makel.station.store import Store
 CAPACITY_BYTES = 16 * 2**20
 """About 30,000 decisions: an hour of a line with eight parts a second."""
 
-_FORM = "makel-journal-1"
+_FORM = "makel-journal-2"
+_FORM_BEFORE = "makel-journal-1"  # without marks, and without its size in the first line
+_MARK = re.compile(rb"[0-9a-f]{16} (end ([0-9]{1,9}))\n")
 _CHUNK = 200
 
 
@@ -43,6 +54,7 @@ class Journal:
 
         Raises:
             StoreError: Another process has it open, it is no journal, or the disk has no room for it.
+            BrokenRecordError: It was damaged. It stays as it is.
         """
         self.path = Path(path)
         self._waiting: list[Decision] = []
@@ -53,8 +65,12 @@ class Journal:
         try:
             if not _hold(self._file):
                 raise StoreError(f"{path} is in use by another makel: one process at a time can use a journal")
-            self._fill_up(capacity_bytes)
-            self._read()
+            there = os.fstat(self._file).st_size
+            self._capacity = max(there, capacity_bytes)
+            is_new = not self._read(there)
+            self._fill_up(there)
+            if is_new:
+                self.clear()
         except BaseException:
             os.close(self._file)
             raise
@@ -74,6 +90,7 @@ class Journal:
         """
         first = self._position
         lines = b"".join(self._line(first + index, decision) for index, decision in enumerate(decisions))
+        lines += _mark(self._generation, first + len(decisions))
         if self._end + len(lines) > self._capacity:
             raise StoreError(f"{self.path} is full: {len(self)} decisions wait in it for the record to come back")
         self._write(self._end, lines)
@@ -88,7 +105,7 @@ class Journal:
             StoreError: The disk refuses; everything still waits.
         """
         generation = secrets.token_hex(16)
-        header = _header(generation)
+        header = _header(_FORM, generation, str(self._capacity))
         self._write(0, header)
         self._generation, self._end, self._position, self._waiting = generation, len(header), 0, []
 
@@ -98,35 +115,54 @@ class Journal:
         if file >= 0:
             os.close(file)
 
-    def _fill_up(self, capacity_bytes: int) -> None:
-        there = os.fstat(self._file).st_size
+    def _fill_up(self, there: int) -> None:
         try:
-            for start in range(there, capacity_bytes, 2**20):
-                self._write(start, bytes(min(2**20, capacity_bytes - start)))
+            for start in range(there, self._capacity, 2**20):
+                self._write(start, bytes(min(2**20, self._capacity - start)))
         except StoreError as error:
             os.ftruncate(self._file, there)
-            raise StoreError(f"{self.path} needs {capacity_bytes / 2**20:.0f} MB of disk: {error}") from error
-        self._capacity = max(there, capacity_bytes)
+            raise StoreError(f"{self.path} needs {self._capacity / 2**20:.0f} MB of disk: {error}") from error
 
-    def _read(self) -> None:
+    def _read(self, size: int) -> bool:
+        """Read what waits; gives whether there is a journal in the file of this size at all."""
         os.lseek(self._file, 0, os.SEEK_SET)
         with open(self._file, "rb", closefd=False) as file:  # the lock hangs on this very descriptor
             content = file.read()
         if not content.strip(b"\0"):
-            self.clear()
-            return
+            return False
         header, _, rest = content.partition(b"\n")
         parts = header.decode("ascii", "replace").split(" ")
-        if parts[0] != _FORM or len(parts) != 3 or header + b"\n" != _header(parts[1]):
+        if len(parts) != {_FORM: 4, _FORM_BEFORE: 3}.get(parts[0]) or header + b"\n" != _header(*parts[:-1]):
             raise StoreError(f"{self.path} is no journal of this makel or is damaged: move it away to start a new one")
         self._generation, self._end, self._position = parts[1], len(header) + 1, 0
         for line in rest.split(b"\n"):
             text = line.partition(b" ")[2]
             if not text or line + b"\n" != _sealed(self._generation, self._position, text):
-                break  # cut off by a crash, or left over from an earlier generation
-            self._waiting.append(Decision.from_json(json.loads(text)))
-            self._position += 1
+                break  # cut off by a crash, left over from an earlier generation, or damaged
+            if not text.startswith(b"end "):
+                self._waiting.append(self._decision(text))
+                self._position += 1
             self._end += len(line) + 1
+        self._check_damage(content[self._end :], size, int(parts[2]) if len(parts) == 4 else size)
+        return True
+
+    def _check_damage(self, rest: bytes, size: int, full_size: int) -> None:
+        """Refuse a file that had more in it once, by what stands behind its last good line."""
+        counts = (int(mark[2]) for mark in _MARK.finditer(rest) if mark[0] == _mark(self._generation, int(mark[2])))
+        written = max(counts, default=0)
+        if written <= self._position and size >= full_size:
+            return
+        what = f"of {written} decisions in it {self._position} can be read" if written else f"{size} bytes are left"
+        raise BrokenRecordError(
+            f"{self.path} is damaged at byte {min(self._end, size)}: {what}. It was left as it is: bring back a copy, "
+            "or move it away and keep it, since what waits in it is not in the record"
+        )
+
+    def _decision(self, text: bytes) -> Decision:
+        try:
+            return Decision.from_json(json.loads(text))
+        except (ValueError, KeyError, TypeError, UsageError) as error:  # it is as it was written
+            raise StoreError(f"{self.path} was written by a newer makel ({error!r}): use that one") from error
 
     def _line(self, position: int, decision: Decision) -> bytes:
         return _sealed(self._generation, position, Draft("decision", decision.to_json()).line.encode("ascii"))
@@ -283,14 +319,19 @@ class Recorder:
                 logging.getLogger(__name__).exception("a listener failed on decisions %s", [r.number for r in arrived])
 
 
-def _header(generation: str) -> bytes:
-    text = f"{_FORM} {generation}"
+def _header(*parts: str) -> bytes:
+    text = " ".join(parts)
     return f"{text} {hashlib.sha256(text.encode()).hexdigest()[:16]}\n".encode("ascii")
 
 
 def _sealed(generation: str, position: int, text: bytes) -> bytes:
     seal = hashlib.sha256(f"{generation} {position} ".encode("ascii") + text).hexdigest()[:16]
     return seal.encode("ascii") + b" " + text + b"\n"
+
+
+def _mark(generation: str, count: int) -> bytes:
+    """What stands behind everything that was written in one go: how many decisions there are up to here."""
+    return _sealed(generation, count, f"end {count}".encode("ascii"))
 
 
 def _hold(file: int) -> bool:

@@ -40,6 +40,7 @@ VARIABLES: Mapping[str, tuple[str, Any]] = {
     "Reason": ("String", "no part was inspected yet"),
     "Number": ("Int64", 0),
     "Part": ("String", ""),
+    "FailedZones": ("String", ""),
     "Score": ("Double", math.nan),
     "Threshold": ("Double", math.nan),
     "PValue": ("Double", math.nan),
@@ -50,7 +51,7 @@ VARIABLES: Mapping[str, tuple[str, Any]] = {
     "PartId": ("String", ""),
 }
 _WRITABLE = ("Start", "PartId")
-_RESULT = ("Reject", "Verdict", "Number", "Score", "Threshold", "PValue", "ModelId", "At", "LatencyMs")
+_RESULT = ("Reject", "Verdict", "Number", "FailedZones", "Score", "Threshold", "PValue", "ModelId", "At", "LatencyMs")
 
 
 class OpcuaLine:
@@ -180,6 +181,7 @@ class OpcuaLine:
             Reason=decision.reason,
             Number=recorded.number,
             Part=decision.name,
+            FailedZones=", ".join(zone.name for zone in decision.failed_zones),
             Score=_number(decision.score),
             Threshold=_number(decision.threshold),
             PValue=_number(decision.p_value),

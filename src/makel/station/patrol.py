@@ -34,7 +34,7 @@ class Patrol:
         """
         self.problem = ""
         self.stopping = threading.Event()
-        self._folder, self._look = shown(folder), look
+        self._path, self._folder, self._look = folder, shown(folder), look
         self._thread = threading.Thread(target=self._run, name=f"makel-{folder.name}", daemon=True)
 
     def start(self) -> None:
@@ -56,9 +56,12 @@ class Patrol:
                 pause_s, problem = RETRY_S, str(error)
             except OSError as error:
                 pause_s, problem = RETRY_S, f"{shown(error.filename or self._folder)}: {error.strerror or error}"
+                if isinstance(error, FileNotFoundError) and not self._path.exists():
+                    problem = f"{self._folder} is not there: waiting for it"
             except Exception as error:
                 logger.exception("looking at %s failed", self._folder)
                 pause_s, problem = RETRY_S, f"{type(error).__name__}: {error}"
             if problem != self.problem:
-                logger.warning("%s: %s", self._folder, problem or "all is well again")
+                said = problem or "all is well again"
+                logger.warning("%s", said if self._folder in said else f"{self._folder}: {said}")
                 self.problem = problem

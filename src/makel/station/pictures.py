@@ -17,11 +17,12 @@ import secrets
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from makel.errors import NotFoundError, StoreError
+from makel.types import Result
 
 SHELVES = ("pass", "reject", "answered")
 """In the order in which they are cleared when there is no room."""
@@ -44,6 +45,19 @@ class Limits:
     size_bytes: int = 20 * 10**9
     age_days: float | None = None
     free_bytes: int = 10**9
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What looking at every kept picture found.
+
+    Attributes:
+        n_pictures: How many there are.
+        damaged: One line for each that is not what its name says, or cannot be read.
+    """
+
+    n_pictures: int
+    damaged: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -73,7 +87,7 @@ class Pictures:
         self._shelves = self._scan()
         self._total_bytes = sum(item.size_bytes for kept in self._shelves.values() for item in kept.values())
 
-    def keep(self, image: bytes, verdict: Literal["pass", "reject"], *, image_sha256: str | None = None) -> str:
+    def keep(self, image: bytes, verdict: Result, *, image_sha256: str | None = None) -> str:
         """Keep an image; one that is there already stays as it is, or moves to the better shelf.
 
         Args:
@@ -280,3 +294,32 @@ class Pictures:
             temporary.unlink(missing_ok=True)
             why = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
             raise StoreError(f"{place} cannot be written: {why}") from error
+
+
+def check(folder: Path, progress: Callable[[int, int], None] = lambda *_: None) -> Checked:
+    """Compare every picture in a folder of pictures with the hash that is its name; nothing in it is changed.
+
+    Args:
+        folder: The folder, also one that a station has open.
+        progress: Called with the number of pictures looked at, and of all.
+
+    Raises:
+        StoreError: The folder cannot be read.
+    """
+    try:
+        there = [path for shelf in SHELVES for path in sorted((folder / shelf).glob("*/*"))]
+    except OSError as error:
+        raise StoreError(f"{folder} cannot be read: {error.strerror}") from error
+    paths = [path for path in there if _HASH.fullmatch(path.name)]
+    found, gone = [], 0
+    for done, path in enumerate(paths, start=1):
+        try:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != path.name:
+                    found.append(f"{path} was damaged or changed: its content is not what its name says")
+        except FileNotFoundError:  # the station dropped it, or moved it to another shelf
+            gone += 1
+        except OSError as error:
+            found.append(f"{path} cannot be read: {error.strerror}")
+        progress(done, len(paths))
+    return Checked(len(paths) - gone, tuple(found))

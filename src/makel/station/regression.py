@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from makel.errors import MakelError
 from makel.images import decode
@@ -13,12 +13,10 @@ from makel.model.zones import Zones
 from makel.station.decisions import Recorded
 from makel.station.filters import Filter
 from makel.station.station import Station
-from makel.types import Label
+from makel.types import Label, Result
 
 _ANSWERED = 1000
 _UNANSWERED = 100
-
-Said = Literal["pass", "reject"]
 
 
 @dataclass(frozen=True)
@@ -40,8 +38,8 @@ class Flip:
     number: int
     name: str
     answer: Label | None
-    before: Said
-    after: Said
+    before: Result
+    after: Result
     score_before: float
     threshold_before: float
     score_after: float
@@ -119,7 +117,7 @@ def regress(
     ]
     parts = [each for each in defects_first if each.decision.image_sha256 in station.pictures]
     parts = list({each.decision.image_sha256: each for each in reversed(parts)}.values())[::-1]  # each picture once
-    said: list[tuple[Recorded, Said, Said]] = []
+    said: list[tuple[Recorded, Result, Result]] = []
     flips: list[Flip] = []
     progress("comparing", 0, len(parts))
     for done, part in enumerate(parts, start=1):

@@ -20,8 +20,7 @@ import makel
 from makel.errors import UsageError
 from makel.station import bodies, problems
 from makel.station.access import Access, CheckAccess
-from makel.station.candidates import Candidates
-from makel.station.drift import Drift
+from makel.station.assembly import Assembly
 from makel.station.limits import BodyLimits, LimitBodies
 from makel.station.prometheus import Metrics
 from makel.station.routes import (
@@ -49,6 +48,7 @@ def create_app(
     access: Access,
     limits: BodyLimits | None = None,
     triggers: Mapping[str, Trigger] | None = None,
+    assembly: Assembly | None = None,
 ) -> FastAPI:
     """The app of a station.
 
@@ -57,6 +57,7 @@ def create_app(
         access: Who may do what.
         limits: How much a request may bring.
         triggers: The lines that a request can trigger, by the name of their model.
+        assembly: What watches over the station's models; None where nothing does yet.
 
     Returns:
         The app. `app.state.closing` is an event; setting it ends the live streams. `app.state.metrics` takes
@@ -70,7 +71,8 @@ def create_app(
         docs_url=None,  # both would load scripts from outside
         redoc_url=None,
     )
-    metrics, monitor = Metrics(station), Drift(station)
+    assembly = assembly or Assembly.of(station)
+    metrics, monitor = Metrics(station), assembly.drift
     for gauge, documentation in drift.GAUGES.items():
         metrics.add_gauge(gauge, documentation, partial(monitor.gauge, gauge))
     app.state.closing, app.state.metrics = closing, metrics
@@ -80,7 +82,7 @@ def create_app(
         models.router(station),
         versions.router(station),
         jobs.router(station),
-        candidates.router(station, Candidates(station)),
+        candidates.router(station, assembly.candidates),
         history.router(station, closing),
         viewing.router(station),
         inference.router(station),

@@ -139,6 +139,7 @@ class Station:
 
         Raises:
             StoreError: The record cannot be opened, or another process has this folder.
+            BrokenRecordError: The journal, in which decisions wait for the record, was damaged.
         """
         settings = settings or Settings()
         registry = Registry(folder / "models", threads=settings.threads, provider=settings.provider)
@@ -598,4 +599,5 @@ def _decision(at: str, model: str, source: str, name: str, arrival: str, judged:
         latency_ms=round(judged.latency_ms, 3),
         arrival=arrival,
         look=judged.look,
+        zones=verdict.zones if verdict else (),
     )

@@ -54,20 +54,22 @@ class Store:
         self._writing = threading.Lock()
 
     @classmethod
-    def open(cls, where: str | Path, *, create: bool = True, timeout_s: float = 5.0) -> Store:
+    def open(cls, where: str | Path, *, create: bool = True, read_only: bool = False, timeout_s: float = 5.0) -> Store:
         """Open a record, make it where there is none, and bring its tables up to date.
 
         Args:
             where: Path of an SQLite file, or postgresql://user:password@host/database.
             create: Whether a missing file is made.
+            read_only: Only read, and change nothing: also where nothing can be written.
             timeout_s: How long to wait for another program that writes, in seconds.
 
         Raises:
-            StoreError: It cannot be opened, or a newer makel wrote it.
+            StoreError: It cannot be opened, or a newer makel wrote it; to be read only, also that it is none, or an
+                older makel wrote it.
             UsageError: Neither a path nor a URL of PostgreSQL.
             MissingExtraError: PostgreSQL without its driver.
         """
-        return cls(Database(where, create=create, timeout_s=timeout_s))
+        return cls(Database(where, create=create, read_only=read_only, timeout_s=timeout_s))
 
     def close(self) -> None:
         """Close every connection."""
@@ -228,19 +230,21 @@ class Store:
             StoreError: The record cannot be read now.
         """
         with self._database.read() as connection:
-            return Head(*connection.execute(HEAD_ROW).one())
+            return self._only(connection.execute(HEAD_ROW).all())
 
     def verify(
         self, noted: Head | None = None, progress: Callable[[int, int], None] = lambda *_: None
     ) -> Broken | None:
         """Check the whole chain, also while others add to it.
 
+        First the database checks itself, where it can: its pages, and its indexes beside its rows.
+
         Args:
             noted: A head from earlier, kept elsewhere: then a record that was written anew shows, too.
             progress: Called with the number of entries checked, and of all.
 
         Returns:
-            The first entry that is not as it was written, or None.
+            The first entry that is not as it was written, or what is wrong with all of it, or None.
 
         Raises:
             StoreError: The record cannot be read now.
@@ -270,6 +274,14 @@ class Store:
         """
         return export(self._database, Path(path), filter, progress)
 
+    def _only(self, rows: Sequence[Any]) -> Head:
+        if len(rows) != 1:
+            raise StoreError(
+                f"{self.name}: the table 'head', which says where the record ends, has {len(rows)} rows where it had "
+                "one: bring back a copy of the record, or start a new one"
+            )
+        return Head(*rows[0])
+
     def _add(self, mine: _Waiting) -> list[tuple[int, str]]:
         with self._queueing:
             self._queue.append(mine)
@@ -286,7 +298,7 @@ class Store:
         try:
             with self._database.write() as connection:
                 # On PostgreSQL this lock makes writers queue; on SQLite they already do.
-                head = Head(*connection.execute(HEAD_ROW.with_for_update()).one())
+                head = self._only(connection.execute(HEAD_ROW.with_for_update()).all())
                 rows: list[dict[str, Any]] = []
                 for waiting in batch:
                     waiting.written = []

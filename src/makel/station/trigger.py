@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from makel.errors import MakelError, Overloaded
+from makel.errors import MakelError, Overloaded, UsageError
 from makel.images import shown
 from makel.station.inbox import Arrival, Decider, Inbox, Waiting, recorded_on
 from makel.station.patrol import Patrol
@@ -141,8 +141,8 @@ class Trigger:
     def _scan(self) -> tuple[list[Waiting], str]:
         try:
             return self._inbox.scan(), ""
-        except OSError as error:
-            return [], f"the folder cannot be listed ({error.strerror or error})"
+        except (UsageError, OSError) as error:
+            return [], f"the folder cannot be listed ({getattr(error, 'strerror', None) or error})"
 
     def _judge(self, arrival: Arrival, image: bytes, part: str, source: str, left_s: float) -> Outcome:
         name = part or arrival.name

@@ -6,24 +6,31 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import func, inspect, select
 
 from makel.station.database import Database
 from makel.station.decisions import START, Broken, Head, link
 from makel.station.entries import columns
-from makel.station.tables import ENTRIES, HEAD_ROW
+from makel.station.tables import ENTRIES, HEAD, HEAD_ROW
 
 _PAGE = 2000
 
 
 def verify(database: Database, noted: Head | None, progress: Callable[[int, int], None]) -> Broken | None:
     """The first entry that is not as it was written, or None; see `Store.verify`."""
+    if why := database.own_check():
+        return Broken(None, f"the database's own check says: {why}")
     with database.read() as connection:  # one state of both: what others add after this is not looked at
-        end = connection.execute(HEAD_ROW).one_or_none()
+        if missing := {ENTRIES.name, HEAD.name} - set(inspect(connection).get_table_names()):
+            return Broken(None, f"the table {min(missing)!r} was removed")
+        ends = connection.execute(HEAD_ROW).all()
         last = connection.execute(select(func.max(ENTRIES.c.entry))).scalar_one() or 0
-    if end is None:
-        return Broken(1, "the table 'head', which says where the record ends, was emptied")
-    head = Head(*end)
+    if len(ends) != 1:
+        how = "was emptied" if not ends else f"has {len(ends)} rows where it had one"
+        return Broken(None, f"the table 'head', which says where the record ends, {how}")
+    head = Head(*ends[0])
+    if [type(value) for value in (head.entry, head.number, head.hash)] != [int, int, str]:
+        return Broken(None, f"the table 'head', which says where the record ends, was changed: it says {head}")
     if noted is not None and noted.entry > head.entry:
         return Broken(head.entry + 1, f"missing: the record had {noted.entry} entries when its head was noted")
     at = Head(0, 0, START)

@@ -2,7 +2,7 @@
 
 import { get, post } from "./api.js";
 import { enable, h, isTyping, put, say, shape } from "./dom.js";
-import { heatSlider, regionList, Viewer } from "./part.js";
+import { heatSlider, regionList, Viewer, zoneFacts } from "./part.js";
 import { station } from "./station.js";
 import { counted, figure, moment, percent, time, zoneOf } from "./words.js";
 
@@ -227,6 +227,7 @@ export class HistoryView {
       h("div", { class: "tools" }, heatSlider("history-heat"), h("span", { class: "spring" }), this.answers),
       h("h3", null, "Regions"),
       regionList(decision.regions, viewer),
+      zoneFacts(decision.zones),
       h("h3", null, "Record"),
       h(
         "dl",

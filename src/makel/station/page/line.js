@@ -3,7 +3,7 @@
 import { ask } from "./api.js";
 import { pValueChart, rateChart } from "./charts.js";
 import { h, isTyping, put, say, shape } from "./dom.js";
-import { heatSlider, regionList, Viewer } from "./part.js";
+import { failedZones, heatSlider, regionList, Viewer } from "./part.js";
 import { station } from "./station.js";
 import { counted, figure, interval, percent, time } from "./words.js";
 
@@ -154,6 +154,8 @@ export class LineView {
     if (decision.source === "manual") facts.push(h("p", { class: "by-hand" }, "Tried by hand: counts for no rate."));
     if (decision.reason) facts.push(h("p", null, `Not judged: ${decision.reason}`));
     else facts.push(h("p", null, `score ${figure(decision.score)} of ${figure(decision.threshold)}, p = ${figure(decision.p_value, 3)}`));
+    const failed = failedZones(decision.zones);
+    if (failed) facts.push(h("p", null, failed));
     facts.push(h("p", null, `No. ${decision.number}, ${decision.model}, ${time(decision.at)}, ${Math.round(decision.latency_ms)} ms`));
     put(this.verdict, shape(decision.verdict), h("p", { class: "verdict-word" }, decision.verdict.toUpperCase()), h("div", { class: "verdict-facts" }, facts));
     put(this.regions, regionList(decision.regions, this.#viewer));

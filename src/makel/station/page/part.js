@@ -84,6 +84,25 @@ export class Viewer {
   }
 }
 
+/** What each zone that is judged by itself came to, those that failed first; nothing where there is none. */
+export function zoneFacts(zones) {
+  if (!zones.length) return [];
+  const failed = (zone) => zone.verdict === "reject";
+  const facts = [...zones]
+    .sort((one, other) => failed(other) - failed(one))
+    .map((zone) => [
+      h("dt", null, zone.name),
+      h("dd", null, `${zone.verdict}: score ${figure(zone.score)} of ${figure(zone.threshold)}, p = ${figure(zone.p_value, 3)}`),
+    ]);
+  return [h("h3", null, "Zones"), h("dl", { class: "facts zones" }, facts)];
+}
+
+/** The zones that failed, in words; nothing where none did. */
+export function failedZones(zones) {
+  const names = zones.filter((zone) => zone.verdict === "reject").map((zone) => zone.name);
+  return names.length ? `${names.length === 1 ? "Zone" : "Zones"} ${names.join(", ")} failed` : "";
+}
+
 /** The regions of a decision as a list; looking at one points at it in the picture. */
 export function regionList(regions, viewer) {
   if (!regions.length) return h("p", { class: "muted" }, "No region above the threshold.");

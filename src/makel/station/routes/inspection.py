@@ -126,8 +126,8 @@ def body(outcome: Outcome) -> dict[str, Any]:
 
 
 def _in_short(outcome: Outcome) -> str:
-    """A decision for a header, which has no room for regions."""
-    return json.dumps({key: value for key, value in body(outcome).items() if key != "regions"})
+    """A decision for a header, which has no room for lists."""
+    return json.dumps({key: value for key, value in body(outcome).items() if key not in ("regions", "zones")})
 
 
 async def _form(request: Request) -> list[tuple[str, bytes]]:

@@ -102,7 +102,7 @@ def _tried(station: Station, name: str, version: int | None, image: bytes) -> di
     shown = drawing.view(pixels, longest_px=800, white_level=inspector.manifest.preprocessing.white_level)
     said = verdict.to_json()
     return {
-        **{key: said[key] for key in ("verdict", "score", "threshold", "p_value", "regions")},
+        **{key: said[key] for key in ("verdict", "score", "threshold", "p_value", "regions", "zones")},
         "size_px": [pixels.shape[1], pixels.shape[0]],
         "view_jpg": b64encode(shown).decode("ascii"),
         "heat_png": b64encode(drawing.heat(verdict, inspector)).decode("ascii"),
