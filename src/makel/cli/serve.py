@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from makel.cli.extras import require
-from makel.errors import MakelError, UsageError
+from makel.errors import MakelError, ModelFolderError, UsageError
 
 if TYPE_CHECKING:
     from makel.station.station import Settings, Station
@@ -98,12 +99,15 @@ def serve(
         provider=provider,
     )
     given = [(name, Path(folder)) for name, _, folder in (model.rpartition("=") for model in models or ())]
-    for _, folder in given:
-        open_folder(folder)  # what cannot be served leaves no station behind
+    _each(given, lambda _, folder: open_folder(folder))  # where none can be served, no station is left behind
     with listen(host, port) as socket, _opened(data, settings, store) as station:
-        for name, folder in given:
+
+        def add(name: str, folder: Path) -> None:
             version, new = station.add(name or folder.resolve().name, folder, by=_user(), role="engineer")
             print(f"makel: {version.name} version {version.version}{' is new' if new else ''}", file=sys.stderr)
+
+        for problem in _each(given, add):
+            print(f"makel: {problem}; the others are served", file=sys.stderr)
         for problem in station.warnings():
             print(f"makel: {problem}", file=sys.stderr)
         connections = Connections(station, wiring)
@@ -174,6 +178,23 @@ def _opened(data: Path, settings: Settings, store: str | None) -> Station:
 
     data.mkdir(parents=True, exist_ok=True)
     return Station.open(data, settings, store=store)
+
+
+def _each(models: list[tuple[str, Path]], do: Callable[[str, Path], object]) -> list[str]:
+    """Do something with each model that was given, and give what is wrong with those it cannot be done with.
+
+    Raises:
+        ModelFolderError: It cannot be done with any.
+    """
+    problems: list[str] = []
+    for name, folder in models:
+        try:
+            do(name, folder)
+        except ModelFolderError as error:
+            problems.append(str(error))
+            if len(problems) == len(models):
+                raise
+    return problems
 
 
 def _folders(option: str, given: list[str] | None) -> dict[str, Path]:

@@ -60,7 +60,7 @@ class ModelFolder:
         expected = self.manifest.files.get(name)
         if expected is None:
             raise ModelFolderError(f"{self.path / name} is not a file of model {self.manifest.model_id}")
-        data = _bytes(self.path / name)
+        data = read_bytes(self.path / name)
         if sha256(data).hexdigest() != expected:
             raise _changed(self.path / name)
         return data
@@ -88,7 +88,7 @@ def open_folder(path: str | os.PathLike[str], *, verify: bool = True) -> ModelFo
         if MANIFEST_NAME not in found:
             raise ModelFolderError(f"{folder} is not a model folder: it holds no {MANIFEST_NAME}")
         manifest_path = folder / MANIFEST_NAME
-        manifest = Manifest.from_bytes(_bytes(manifest_path, MOST_MANIFEST_BYTES), manifest_path)
+        manifest = Manifest.from_bytes(read_bytes(manifest_path, MOST_MANIFEST_BYTES), manifest_path)
         found.remove(MANIFEST_NAME)
         if missing := sorted(set(manifest.files) - found):
             raise ModelFolderError(
@@ -115,7 +115,7 @@ def faults_of(folder: Path) -> Iterator[None]:
     except MakelError:
         raise
     except Exception as error:
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        what = " ".join(f"{type(error).__name__} {error}".split())[:300]
         raise ModelFolderError(
             f"{folder} cannot be used ({what}): restore the folder from a good copy, or fit again"
         ) from error
@@ -253,7 +253,7 @@ def _written_files(folder: Path) -> set[str]:
     The manifest may be damaged or of another schema: the point is only to tell a model folder from somebody's data.
     """
     try:
-        data = read_json(_bytes(folder / MANIFEST_NAME, MOST_MANIFEST_BYTES), folder / MANIFEST_NAME)
+        data = read_json(read_bytes(folder / MANIFEST_NAME, MOST_MANIFEST_BYTES), folder / MANIFEST_NAME)
     except ModelFolderError:
         return set()
     if not isinstance(data, dict) or "makel_version" not in data or not isinstance(data.get("files"), dict):
@@ -308,7 +308,16 @@ def _opened(path: Path, most: int) -> Iterator[BufferedReader]:
         raise ModelFolderError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
+def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
+    """The bytes of a file of a model folder, or of the station's beside one.
+
+    Args:
+        path: The file.
+        most: Its bytes at most.
+
+    Raises:
+        ModelFolderError: It cannot be read, is a link or a special file, or larger.
+    """
     with _opened(path, most) as file:
         return file.read(most + 1)
 

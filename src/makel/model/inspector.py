@@ -57,7 +57,10 @@ class Inspector:
         """Use `load`; this takes a folder that is already open and what runs its model."""
         self.folder = folder
         with faults_of(folder.path):
-            self.rules = Rules(folder.manifest)
+            try:
+                self.rules = Rules(folder.manifest)
+            except UsageError as error:
+                raise ModelFolderError(f"{folder.path} has zones that cannot be used: {error}. Fit again") from error
         self._runner = runner
 
     @classmethod
