@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TESTS = {
     # module: its tests, the quick ones first
     "calibration.py": ["test_calibration.py"],
-    "model/rules.py": ["test_rules.py", "test_zones.py"],
+    "model/rules.py": ["test_rules.py"],
     "model/regions.py": ["test_regions.py"],
     "model/session.py": ["test_session.py"],
     "model/graph.py": ["test_graph.py"],

@@ -154,8 +154,8 @@ def compare(session, reference, inspector, category: Path) -> dict[str, object]:
     from makel.datasets import load
     from makel.errors import ParityError
     from makel.evaluation.metrics import rank_images
-    from makel.training.export import check_parity
     from makel.training.fit import N_PARITY
+    from makel.training.gate import check_parity
 
     manifest, dataset = inspector.manifest, load(category)
     threshold = manifest.calibration.image_threshold

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+import scipy.stats
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from makel.calibration import Calibration, _beta_quantile, calibrate, images_needed
@@ -166,6 +167,26 @@ def test_a_promise_that_rounds_to_what_was_asked_for_does_not_deny_it() -> None:
 )
 def test_more_rejects_than_luck_explains_contradict_a_promise(n_above: int, n: int, expected: bool) -> None:
     assert calibration_of(range(400), false_reject=0.01).contradicted_by(n_above, n) is expected
+
+
+@pytest.mark.parametrize(("n_calibrate", "budget"), [(400, 0.01), (40, 0.05), (99, 0.01)])
+@pytest.mark.parametrize("n", [30, 200, 1000])
+def test_a_contradiction_is_what_luck_does_once_in_a_thousand_times(n_calibrate: int, budget: float, n: int) -> None:
+    """Against SciPy: the fewest rejects that a line at the stated bound of its rate has in fewer than 0.1 % of days."""
+    found = calibration_of(range(n_calibrate), false_reject=budget)
+    allowed = round(found.promised_false_reject * (n_calibrate + 1))
+    bound = scipy.stats.beta.ppf(0.95, allowed, n_calibrate + 1 - allowed)
+    first = next(k for k in range(n + 1) if scipy.stats.binom.sf(k - 1, n, bound) < 0.001)
+    assert first > 1
+    assert not found.contradicted_by(first - 1, n)
+    assert found.contradicted_by(first, n)
+    assert not found.contradicted_by(0, n)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.floats(0.001, 0.999))
+@settings(max_examples=50)
+def test_beta_quantiles_are_those_of_scipy(a: int, b: int, level: float) -> None:
+    assert _beta_quantile(level, a, b) == pytest.approx(scipy.stats.beta.ppf(level, a, b), rel=1e-7, abs=1e-12)
 
 
 def test_few_held_out_images_promise_too_little_to_be_contradicted_soon() -> None:

@@ -22,9 +22,10 @@ import makel
 from makel.datasets import load, split
 from makel.errors import DatasetError, ParityError, TrainingError, UsageError
 from makel.model.session import Session
-from makel.training.export import RELATIVE_TOLERANCE, check_parity, nudged, torch_scores
+from makel.training.export import torch_scores
 from makel.training.features import FeatureCache, extract
 from makel.training.fit import build_detector, choose_device, fit
+from makel.training.gate import RELATIVE_TOLERANCE, check_parity, nudged
 from makel.training.loop import Checkpoint, train
 from makel.training.summary import FitSummary
 from makel.types import Scores

@@ -11,7 +11,8 @@ from onnx import helper, numpy_helper
 
 from makel.errors import ParityError
 from makel.model.session import Session
-from makel.training.export import BATCH, FLIP_TOLERANCE, RELATIVE_TOLERANCE, check_parity
+from makel.training.export import BATCH
+from makel.training.gate import FLIP_TOLERANCE, RELATIVE_TOLERANCE, check_parity
 from makel.types import Scores
 from tiny_model import SIZE, expected, onnx_bytes
 
@@ -114,7 +115,7 @@ def test_a_file_that_computes_several_images_otherwise_than_one_fails() -> None:
 def test_a_file_that_computes_one_image_otherwise_than_several_fails() -> None:
     """min(n, 2) - 1 is 0 of one image, and 1 of several."""
     wrong_alone = with_batch_factor(
-        [helper.make_node("Min", ["n", "two"], ["most"]), helper.make_node("Sub", ["most", "one"], ["factor"])]
+        [helper.make_node("Clip", ["n", "one", "two"], ["most"]), helper.make_node("Sub", ["most", "one"], ["factor"])]
     )
     session = Session(wrong_alone, threads=1)
     np.testing.assert_array_equal(session.run(images(LEVELS)).image, expected(images(LEVELS)).image)
