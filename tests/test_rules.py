@@ -240,6 +240,15 @@ class TestMaps:
         every.add(drawn)
         assert [region.area_px for region in every.finish()] == [8, 7]
 
+    def test_without_a_minimum_a_single_pixel_is_a_region_on_an_image_of_any_size(self) -> None:
+        own, drawn = rules(mm_per_px=0.1), np.zeros(self.PIXELS, np.float32)
+        drawn[5, 7] = 1
+        stream = own.follow(*self.PIXELS)
+        stream.add(drawn)
+        assert [region.area_px for region in stream.finish()] == [1]
+        assert [region.area_px for region in own.find(drawn)] == [1]
+        assert own.mask(drawn).sum() == 1
+
     def test_areas_have_a_scale_only_where_one_was_given(self) -> None:
         region = Region((0, 0, 4, 2), 8, 1.0)
         assert rules(min_area_px=1).measure((region,), *self.PIXELS) == (region,)

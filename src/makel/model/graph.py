@@ -26,7 +26,7 @@ Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
 """
 OPERATORS = frozenset(_OPERATORS.split())
 """Operators of ONNX that a model may use: those that the seven methods, every backbone that timm can take features
-from and the exporters of earlier makels need. Each takes a time that follows from the sizes of its inputs."""
+from and the exporters of earlier makels need. None of them repeats others, so a run ends."""
 
 _MOST_FIELDS = 500_000
 """A network has some ten thousand."""
