@@ -204,6 +204,14 @@ def test_explain_of_a_kept_budget_counts_what_lies_above() -> None:
     assert "nothing of how many defects are missed" in text
 
 
+def test_a_budget_that_is_met_exactly_is_kept() -> None:
+    text = calibration_of(range(99), false_reject=0.01).explain()
+    assert text.startswith(
+        "99 held-out good images promise a false-reject rate of at most 1.0 % (1 in 100); 1.0 % was asked for. "
+        "0 of them score above the threshold."
+    )
+
+
 def test_cross_fitted_scores_are_never_called_a_promise() -> None:
     for n in (10, 150):
         text = calibration_of(range(n), false_reject=0.01, scheme="cross").explain()

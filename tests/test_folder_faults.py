@@ -118,9 +118,9 @@ DAMAGED = bytearray(archive(image=IMAGE, score=np.float32(0), anomaly_map=MAP))
 DAMAGED[60] ^= 0xFF
 
 
-def mask_bomb() -> str:
-    """The head of a PNG of a million by a million pixels, in base64."""
-    head = b"IHDR" + struct.pack(">IIBBBBB", 10**6, 10**6, 1, 0, 0, 0, 0)
+def mask_head(side: int) -> str:
+    """The head of a PNG of so many pixels a side, in base64."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", side, side, 1, 0, 0, 0, 0)
     png = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
     return b64encode(png + bytes(60)).decode()
 
@@ -233,8 +233,12 @@ FAULTS = {
         "mask_png",
     ),
     "a mask of a million by a million": (
-        lambda target: sealed(target, zones=zones(polygon=None, mask_png=mask_bomb())),
+        lambda target: sealed(target, zones=zones(polygon=None, mask_png=mask_head(10**6))),
         "mask_png.*more than the 200000000",
+    ),
+    "a mask with nothing behind its head": (
+        lambda target: sealed(target, zones=zones(polygon=None, mask_png=mask_head(10))),
+        "cannot be used",
     ),
     "zones on a picture that is too large": (
         with_text(b'"zones": null', b'"zones": {"image_size_px": [100000, 100000]}'),

@@ -24,13 +24,14 @@ from pathlib import Path
 from stat import S_ISREG
 
 from makel.errors import MakelError, ModelFolderError
-from makel.model.manifest import MANIFEST_NAME, MOST_MANIFEST_BYTES, Draft, Manifest, read_json
+from makel.model.manifest import MANIFEST_NAME, MOST_MANIFEST_BYTES, RUNS, Draft, Manifest, read_json
 
 _ABANDONED_S = 24 * 3600
 """A partial sibling this old belongs to no running fit."""
 
-_MOST_BYTES = 2 * 2**30
-"""Of one file; an ONNX file cannot be larger. A sparse file of terabytes costs its maker nothing."""
+_MOST_MODEL_BYTES, _MOST_BYTES = 2 * 2**30, 2**28
+"""Of what runs, since an ONNX file cannot be larger, and of any other file. A sparse file of terabytes costs its maker
+nothing."""
 
 _MOST_FILES, _MOST_DEPTH = 1000, 8
 """Files of a model folder, and folders within each other; makel writes about ten, and one."""
@@ -60,7 +61,7 @@ class ModelFolder:
         expected = self.manifest.files.get(name)
         if expected is None:
             raise ModelFolderError(f"{self.path / name} is not a file of model {self.manifest.model_id}")
-        data = read_bytes(self.path / name)
+        data = read_bytes(self.path / name, _most(name))
         if sha256(data).hexdigest() != expected:
             raise _changed(self.path / name)
         return data
@@ -98,7 +99,7 @@ def open_folder(path: str | os.PathLike[str], *, verify: bool = True) -> ModelFo
             raise ModelFolderError(f"{folder / extra[0]} is no part of this model: move it out of the model folder")
         if verify:
             for name, expected in manifest.files.items():
-                if _hash(folder / name) != expected:
+                if _hash(folder / name, _most(name)) != expected:
                     raise _changed(folder / name)
         return ModelFolder(folder, manifest)
 
@@ -166,7 +167,7 @@ def write(target: Path, stage: Path, draft: Draft) -> Manifest:
     """
     target = target.resolve()
     check_target(target)
-    manifest = Manifest.seal(draft, {name: _hash(stage / name) for name in _files(stage)})
+    manifest = Manifest.seal(draft, {name: _hash(stage / name, _most(name)) for name in _files(stage)})
     (stage / MANIFEST_NAME).write_bytes(manifest.to_bytes())
     _flush(stage)
     old = _sibling(target, "old")
@@ -308,7 +309,7 @@ def _opened(path: Path, most: int) -> Iterator[BufferedReader]:
         raise ModelFolderError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
+def read_bytes(path: Path, most: int) -> bytes:
     """The bytes of a file of a model folder, or of the station's beside one.
 
     Args:
@@ -322,9 +323,13 @@ def read_bytes(path: Path, most: int = _MOST_BYTES) -> bytes:
         return file.read(most + 1)
 
 
-def _hash(path: Path) -> str:
-    with _opened(path, _MOST_BYTES) as file:
+def _hash(path: Path, most: int) -> str:
+    with _opened(path, most) as file:
         return file_digest(file, "sha256").hexdigest()
+
+
+def _most(name: str) -> int:
+    return _MOST_MODEL_BYTES if name in RUNS.values() else _MOST_BYTES
 
 
 def _changed(path: Path) -> ModelFolderError:
