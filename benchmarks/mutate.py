@@ -167,7 +167,8 @@ class Trial:
         self.source = folder / "src"
         shutil.copytree(ROOT / "src", self.source, ignore=shutil.ignore_patterns("__pycache__"))
         self.said = folder / "said.txt"
-        os.environ |= {"PYTHONPATH": str(self.source), "PYTHONDONTWRITEBYTECODE": "1"}
+        others = os.environ.get("PYTHONPATH", "")
+        os.environ |= {"PYTHONPATH": f"{self.source}{os.pathsep}{others}", "PYTHONDONTWRITEBYTECODE": "1"}
         os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(folder / "hypothesis")
         os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         for name in IMPORTED:

@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from makel.errors import ParityError
 from makel.model.session import Session
 from makel.training.export import BATCH
-from makel.training.gate import FLIP_TOLERANCE, RELATIVE_TOLERANCE, check_parity
+from makel.training.gate import FLIP_TOLERANCE, RELATIVE_TOLERANCE, check_parity, nudged
 from makel.types import Scores
 from tiny_model import SIZE, expected, onnx_bytes
 
@@ -29,9 +29,10 @@ def images(levels) -> np.ndarray:
 LEVELS = np.linspace(0.1, HIGHEST, N)
 
 
-def gate(session, threshold: float = 0.31, levels=LEVELS, trained: Scores | None = None):
+def gate(session, threshold: float = 0.31, levels=LEVELS, trained: Scores | None = None, of_nudged=None):
     given = images(levels)
-    return check_parity(given, [f"{i}.png" for i in range(len(given))], trained or expected(given), session, threshold)
+    names = [f"{i}.png" for i in range(len(given))]
+    return check_parity(given, names, trained or expected(given), session, threshold, of_nudged=of_nudged)
 
 
 def with_batch_factor(nodes: list[onnx.NodeProto]) -> bytes:
@@ -121,6 +122,48 @@ def test_a_file_that_computes_one_image_otherwise_than_several_fails() -> None:
     np.testing.assert_array_equal(session.run(images(LEVELS)).image, expected(images(LEVELS)).image)
     with pytest.raises(ParityError, match=r"0\.png"):
         gate(session)
+
+
+class TestRounding:
+    """Where a millionth of full scale moves scores, four times as much is rounding: also for a verdict."""
+
+    def of_nudged(self, score: float, anomaly_map: float) -> Scores:
+        trained = expected(images(LEVELS))
+        trained.image[3] -= np.float32(score)  # the largest difference counts, whichever way
+        trained.anomaly_map[5] += np.float32(anomaly_map)
+        return trained
+
+    def test_scores_and_maps_may_differ_by_it(self) -> None:
+        session = Session(onnx_bytes(gain=1.05), threads=1)  # up to 0.025
+        parity = gate(session, of_nudged=self.of_nudged(0.007, 0.008))
+        assert parity.score_tolerance == pytest.approx(0.028, rel=1e-4)
+        assert parity.map_tolerance == pytest.approx(0.032, rel=1e-4)
+        for of_nudged in (self.of_nudged(0.006, 0.008), self.of_nudged(0.007, 0.006), None):
+            with pytest.raises(ParityError):
+                gate(session, of_nudged=of_nudged)
+
+    def test_less_than_the_share_changes_nothing(self) -> None:
+        own = gate(Session(onnx_bytes(), threads=1))
+        assert gate(Session(onnx_bytes(), threads=1), of_nudged=self.of_nudged(1e-6, 1e-6)) == own
+
+    def test_a_verdict_may_turn_round_within_it(self) -> None:
+        session = Session(onnx_bytes(gain=1.02), threads=1)  # 0.51 of 0.5
+        gate(session, threshold=0.505, of_nudged=self.of_nudged(0.007, 0.008))
+        session = Session(onnx_bytes(gain=1.0005), threads=1)
+        with pytest.raises(ParityError, match="flipped"):
+            gate(session, threshold=HIGHEST * 1.0004, of_nudged=self.of_nudged(1e-6, 1e-6))
+
+    def test_nudged_pixels_are_a_millionth_off_and_stay_pixels(self) -> None:
+        given = np.random.default_rng(0).random((2, 3, 5, 7), dtype=np.float32)
+        given[0, 0, 0], given[1, 2, 4] = 0, 1
+        moved = nudged(given)
+        assert (moved.dtype, moved.shape) == (np.float32, given.shape)
+        off = np.abs(moved.astype(float) - given)
+        assert ((off < 1.1e-6) & ((off > 0.8e-6) | (given == 0) | (given == 1))).all()
+        assert (moved >= 0).all()
+        assert (moved <= 1).all()
+        assert (moved > given).any()
+        assert (moved < given).any()
 
 
 class TestFlips:

@@ -39,13 +39,14 @@ from makel.calibration import Calibration
 from makel.errors import CalibrationError, ImageError, UsageError
 from makel.images import MAX_PIXELS, shown
 from makel.images import read as read_image
-from makel.images.containers import PNG_SIGNATURE
 
 ASPECT_TOLERANCE = 0.01
 """How far the aspect of an image may be from the one its zones were drawn on: rounding of a resize, no more."""
 
 _MOST = 200
 """Zones at most; labels are bytes."""
+
+_PNG = b"\x89PNG\r\n\x1a\n"
 
 Point = tuple[float, float]
 Name = Annotated[str, Field(min_length=1, max_length=40)]
@@ -93,7 +94,7 @@ class Zone(_Table):
         if mask_png is not None:
             # Of what `_encode` writes width and height stand at bytes 16 to 24, before anything of their size is made.
             head = base64.b64decode(mask_png[:32], validate=True)
-            if head[:8] != PNG_SIGNATURE or head[12:16] != b"IHDR":
+            if head[:8] != _PNG or head[12:16] != b"IHDR":
                 raise ValueError("it is no PNG")
             _readable((int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")))
         return mask_png
