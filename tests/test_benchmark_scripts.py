@@ -83,7 +83,7 @@ def f(a: int = 1, *, b: bool = True) -> int:
     assert len({each.source for each in mutants(source)}) == len(found)
     for module, tests in TESTS.items():
         assert (repository / "src/makel" / module).is_file()
-        assert all((repository / "tests" / name).is_file() for name in tests)
+        assert all((repository / "tests" / name).is_file() for name in tests if name.endswith(".py"))
 
 
 def test_a_row_says_where_it_comes_from():

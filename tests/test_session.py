@@ -242,3 +242,19 @@ def test_a_network_that_cannot_be_run_is_the_folders_fault_in_one_line() -> None
     with pytest.raises(ModelFolderError, match=r"^part/model\.onnx cannot be run: .*Reshape.*Fit again$") as caught:
         session.run(images(3))
     assert "\n" not in str(caught.value)
+
+
+def test_onnx_runtimes_own_format_is_refused_also_where_it_hides_in_an_onnx_file(tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "model.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(onnx_bytes(), options, providers=["CPUExecutionProvider"])
+    data = (tmp_path / "model.ort").read_bytes()
+    assert data[4:8] == b"ORTM"
+    with pytest.raises(ModelFolderError, match=r"no ONNX file|cannot be loaded"):
+        Session(data)
+    named = b"\x12\x08ppORTMpp" + onnx_bytes()  # "ORTM" is part of the producer's name
+    assert named[4:8] == b"ORTM"
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail):
+        onnxruntime.InferenceSession(named, providers=["CPUExecutionProvider"])  # takes it for its own
+    assert Session(named).run(np.zeros((1, 3, SIZE, SIZE), np.float32)).image == 0.5

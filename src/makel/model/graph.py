@@ -19,7 +19,7 @@ from makel.errors import ModelFolderError
 
 _OPERATORS = """
 Abs Add AveragePool BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape Conv ConvTranspose Cos Div
-Equal Erf Exp Expand Flatten Gather Greater HardSigmoid HardSwish Identity InstanceNormalization
+Equal Erf Exp Expand Flatten Gather GatherND Gelu Greater HardSigmoid HardSwish Identity InstanceNormalization
 LayerNormalization LeakyRelu Log MatMul MaxPool Mod Mul Neg Pad Pow Range Reciprocal ReduceL2 ReduceMax
 ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Resize Shape Sigmoid Sin Slice Softmax Softplus Split
 Sqrt Squeeze Sub Tanh TopK Transpose Unsqueeze Where
