@@ -16,7 +16,7 @@ import tiny_model
 from makel.errors import ModelFolderError, UsageError
 from makel.images import Preparation
 from makel.model.folder import open_folder
-from makel.model.session import PROVIDERS, Session, open_session
+from makel.model.session import PROVIDERS, Session, _waiting, open_session
 from tiny_model import SIZE, expected, onnx_bytes
 
 
@@ -75,6 +75,19 @@ def test_threads_that_wait_leave_their_core_to_others(session: Session) -> None:
     assert options.intra_op_num_threads == 1
     assert options.inter_op_num_threads == 1
     assert 1 <= Session(onnx_bytes()).threads <= 4
+
+
+@pytest.mark.parametrize(
+    ("version", "entry"),
+    [
+        ("1.25.9", {"session.intra_op.allow_spinning": "0"}),
+        ("1.26.0", {"session.intra_op.spin_duration_us": "100"}),
+        ("2.0.0", {"session.intra_op.spin_duration_us": "100"}),
+    ],
+)
+def test_threads_wait_as_the_installed_version_knows_to(monkeypatch, version: str, entry: dict) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    assert _waiting() == entry
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
