@@ -204,7 +204,14 @@ class Trial:
 
             code = int(
                 pytest.main(
-                    ["-x", "-q", "-p", "no:cacheprovider", "--assert=plain", *(f"tests/{name}" for name in tests)]
+                    [
+                        "-x",
+                        "-q",
+                        "-p",
+                        "no:cacheprovider",
+                        "--assert=plain",
+                        *(f"tests/{each}" if each.endswith(".py") else each for each in tests),
+                    ]
                 )
             )
         except BaseException:
