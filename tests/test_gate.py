@@ -142,6 +142,18 @@ class TestRounding:
             with pytest.raises(ParityError):
                 gate(session, of_nudged=of_nudged)
 
+    def test_a_difference_of_exactly_so_much_passes(self) -> None:
+        """All in powers of two, so that nothing is rounded."""
+        levels, allowed = [0.25, 0.5], 2.0**-5
+        trained = expected(images(levels))
+        trained.image[0] -= np.float32(allowed)
+        trained.anomaly_map[0] += np.float32(allowed)
+        moved = replace(trained, image=trained.image + np.float32(allowed / 4))
+        moved = replace(moved, anomaly_map=trained.anomaly_map + np.float32(allowed / 4))
+        parity = gate(Session(onnx_bytes(), threads=1), levels=levels, trained=trained, of_nudged=moved)
+        assert parity.score_tolerance == parity.worst_score_difference == allowed
+        assert parity.map_tolerance == parity.worst_map_difference == allowed
+
     def test_less_than_the_share_changes_nothing(self) -> None:
         own = gate(Session(onnx_bytes(), threads=1))
         assert gate(Session(onnx_bytes(), threads=1), of_nudged=self.of_nudged(1e-6, 1e-6)) == own
