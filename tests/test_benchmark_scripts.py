@@ -52,6 +52,40 @@ def test_a_row_may_be_replaced_where_it_stands(tmp_path):
     assert [each.name for each in tmp_path.iterdir()] == ["some.csv"]
 
 
+def test_a_mutant_is_the_module_with_one_small_change(repository):
+    from mutate import TESTS, mutants
+
+    source = """
+def f(a: int = 1, *, b: bool = True) -> int:
+    \"\"\"Text.\"\"\"
+    if a < 2 and not b:
+        print(f"{a + 1}")
+        raise ValueError("no")
+    return max(a, -2)
+"""
+    found = [(each.line, each.before, each.after) for each in mutants(source)]
+    assert sorted(found) == [
+        (2, "1", "2"),
+        (2, "True", "False"),
+        (4, "2", "3"),
+        (4, "a < 2", "a <= 2"),
+        (4, "a < 2 and (not b)", "a < 2 or not b"),
+        (4, "if a < 2 and (not b):\n    print(f'{a + 1}')\n    raise ValueError('no')",
+         "if not (a < 2 and (not b)):\n    print(f'{a + 1}')\n    raise ValueError('no')"),
+        (4, "not b", "b"),
+        (5, "print(f'{a + 1}')", "pass"),
+        (6, "raise ValueError('no')", "pass"),
+        (7, "-2", "2"),
+        (7, "2", "3"),
+        (7, "max(a, -2)", "min(a, -2)"),
+        (7, "return max(a, -2)", "return None"),
+    ]  # fmt: skip
+    assert len({each.source for each in mutants(source)}) == len(found)
+    for module, tests in TESTS.items():
+        assert (repository / "src/makel" / module).is_file()
+        assert all((repository / "tests" / name).is_file() for name in tests if name.endswith(".py"))
+
+
 def test_a_row_says_where_it_comes_from():
     from rows import facts
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+import scipy.stats
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from makel.calibration import Calibration, _beta_quantile, calibrate, images_needed
@@ -168,6 +169,26 @@ def test_more_rejects_than_luck_explains_contradict_a_promise(n_above: int, n: i
     assert calibration_of(range(400), false_reject=0.01).contradicted_by(n_above, n) is expected
 
 
+@pytest.mark.parametrize(("n_calibrate", "budget"), [(400, 0.01), (40, 0.05), (99, 0.01)])
+@pytest.mark.parametrize("n", [30, 200, 1000])
+def test_a_contradiction_is_what_luck_does_once_in_a_thousand_times(n_calibrate: int, budget: float, n: int) -> None:
+    """Against SciPy: the fewest rejects that a line at the stated bound of its rate has in fewer than 0.1 % of days."""
+    found = calibration_of(range(n_calibrate), false_reject=budget)
+    allowed = round(found.promised_false_reject * (n_calibrate + 1))
+    bound = scipy.stats.beta.ppf(0.95, allowed, n_calibrate + 1 - allowed)
+    first = next(k for k in range(n + 1) if scipy.stats.binom.sf(k - 1, n, bound) < 0.001)
+    assert first > 1
+    assert not found.contradicted_by(first - 1, n)
+    assert found.contradicted_by(first, n)
+    assert not found.contradicted_by(0, n)
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.floats(0.001, 0.999))
+@settings(max_examples=50)
+def test_beta_quantiles_are_those_of_scipy(a: int, b: int, level: float) -> None:
+    assert _beta_quantile(level, a, b) == pytest.approx(scipy.stats.beta.ppf(level, a, b), rel=1e-7, abs=1e-12)
+
+
 def test_few_held_out_images_promise_too_little_to_be_contradicted_soon() -> None:
     few = calibration_of(range(10), false_reject=0.01)  # the rate stays below 26 %
     assert not few.contradicted_by(4, 12)
@@ -181,6 +202,14 @@ def test_explain_of_a_kept_budget_counts_what_lies_above() -> None:
         "3 of them score above the threshold."
     )
     assert "nothing of how many defects are missed" in text
+
+
+def test_a_budget_that_is_met_exactly_is_kept() -> None:
+    text = calibration_of(range(99), false_reject=0.01).explain()
+    assert text.startswith(
+        "99 held-out good images promise a false-reject rate of at most 1.0 % (1 in 100); 1.0 % was asked for. "
+        "0 of them score above the threshold."
+    )
 
 
 def test_cross_fitted_scores_are_never_called_a_promise() -> None:

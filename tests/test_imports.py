@@ -34,7 +34,7 @@ ROOMS = {
 }
 # A model that cannot be scored without PyTorch is opened by the one import that crosses the wall, in a function.
 CROSSING = ("model", "makel.training.torch_session")
-FITTING = {"torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript"}
+FITTING = {"torch", "torchvision", "timm", "safetensors", "onnx"}
 
 
 @dataclass(frozen=True)

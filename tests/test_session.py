@@ -7,13 +7,16 @@ from pathlib import Path
 from time import process_time, sleep
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import tiny_model
 from makel.errors import ModelFolderError, UsageError
+from makel.images import Preparation
 from makel.model.folder import open_folder
-from makel.model.session import PROVIDERS, Session, open_session
+from makel.model.session import PROVIDERS, Session, _waiting, open_session
 from tiny_model import SIZE, expected, onnx_bytes
 
 
@@ -74,6 +77,19 @@ def test_threads_that_wait_leave_their_core_to_others(session: Session) -> None:
     assert 1 <= Session(onnx_bytes()).threads <= 4
 
 
+@pytest.mark.parametrize(
+    ("version", "entry"),
+    [
+        ("1.25.9", {"session.intra_op.allow_spinning": "0"}),
+        ("1.26.0", {"session.intra_op.spin_duration_us": "100"}),
+        ("2.0.0", {"session.intra_op.spin_duration_us": "100"}),
+    ],
+)
+def test_threads_wait_as_the_installed_version_knows_to(monkeypatch, version: str, entry: dict) -> None:
+    monkeypatch.setattr(onnxruntime, "__version__", version)
+    assert _waiting() == entry
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no affinity here")
 def test_default_threads_are_the_cores_this_process_may_use() -> None:
     allowed = os.sched_getaffinity(0)
@@ -132,3 +148,126 @@ def test_a_fixed_batch_size_is_refused() -> None:
 def test_open_session_runs_the_folders_model(tmp_path: Path) -> None:
     runner = open_session(open_folder(tiny_model.write(tmp_path / "model")), threads=1)
     np.testing.assert_allclose(runner.run(images(3)).image, expected(images(3)).image, atol=1e-6)
+
+
+def renamed(change) -> bytes:
+    model = onnx.load_from_string(onnx_bytes())
+    change(model)
+    return model.SerializeToString()
+
+
+def retyped(model: onnx.ModelProto, output: str, kind: int) -> None:
+    """Let an output have another type, cast to it at the end."""
+    value = next(item for item in model.graph.output if item.name == output)
+    producer = next(node for node in model.graph.node if output in node.output)
+    for node in model.graph.node:
+        node.input[:] = ["own" if name == output else name for name in node.input]
+    producer.output[:] = ["own"]
+    model.graph.node.append(helper.make_node("Cast", ["own"], [output], to=kind))
+    value.type.tensor_type.elem_type = kind
+
+
+@pytest.mark.parametrize("output", ["score", "anomaly_map"])
+@pytest.mark.parametrize("kind", [TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.INT64])
+def test_scores_of_another_type_are_refused(output: str, kind: int) -> None:
+    with pytest.raises(ModelFolderError, match=rf"gives .*'{output}': \('tensor\(\w+\)', \d\).* no makel model"):
+        Session(renamed(lambda model: retyped(model, output, kind)))
+
+
+def test_inputs_and_outputs_beyond_its_own_are_refused() -> None:
+    def more(model: onnx.ModelProto) -> None:
+        model.graph.output.append(helper.make_tensor_value_info("gained", TensorProto.FLOAT, None))
+
+    with pytest.raises(ModelFolderError, match="gained"):
+        Session(renamed(more))
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 3])
+def test_channels_and_sides_that_only_a_run_can_tell_are_refused(dimension: int) -> None:
+    def unknown(model: onnx.ModelProto) -> None:
+        model.graph.input[0].type.tensor_type.shape.dim[dimension].dim_param = "any"
+
+    with pytest.raises(ModelFolderError, match=r"images of .*any.*expected 3 channels, and rows and columns"):
+        Session(renamed(unknown))
+
+
+@pytest.mark.parametrize("shape", [(SIZE, SIZE + 1), (2 * SIZE, SIZE), (SIZE // 2, SIZE // 2)])
+def test_a_folder_that_says_another_size_than_its_network_takes_is_refused(tmp_path: Path, shape) -> None:
+    model = tiny_model.write(tmp_path / "model", preprocessing=Preparation(*shape, colour="rgb"))
+    with pytest.raises(
+        ModelFolderError, match=rf"takes images of {SIZE} x {SIZE} px, and model\.json says {shape[1]} x {shape[0]} px"
+    ):
+        open_session(open_folder(model))
+
+
+def test_a_map_of_another_size_than_the_image_is_refused_stated_or_not() -> None:
+    def halved(model: onnx.ModelProto, stated: bool) -> None:
+        """Every second row and column."""
+        producer = next(node for node in model.graph.node if "anomaly_map" in node.output)
+        for node in model.graph.node:
+            node.input[:] = ["own" if name == "anomaly_map" else name for name in node.input]
+        producer.output[:] = ["own"]
+        steps = {"starts": [0, 0], "ends": [SIZE, SIZE], "axes": [2, 3], "steps": [2, 2]}
+        for name, values in steps.items():
+            model.graph.initializer.append(numpy_helper.from_array(np.int64(values), name))
+        model.graph.node.append(helper.make_node("Slice", ["own", *steps], ["anomaly_map"]))
+        dimensions = next(item for item in model.graph.output if item.name == "anomaly_map").type.tensor_type.shape.dim
+        for each in dimensions[2:]:
+            if stated:
+                each.dim_value = SIZE // 2
+            else:
+                each.dim_param = "side"
+
+    with pytest.raises(ModelFolderError, match=f"gives maps of {SIZE // 2} x {SIZE // 2} px"):
+        Session(renamed(lambda model: halved(model, True)))
+    # ONNX Runtime finds out by itself where it can; so a batch of another size than said stands for what it cannot.
+    with pytest.raises(ModelFolderError, match=f"gives maps of {SIZE // 2} x {SIZE // 2} px"):
+        Session(renamed(lambda model: halved(model, False)))
+
+
+def test_results_of_another_shape_than_the_images_are_refused() -> None:
+    def first_only(model: onnx.ModelProto) -> None:
+        """The score of the first image, whatever the batch; no shape says so."""
+        producer = next(node for node in model.graph.node if "score" in node.output)
+        producer.output[:] = ["own"]
+        steps = {"starts": [0], "ends": [1]}
+        for name, values in steps.items():
+            model.graph.initializer.append(numpy_helper.from_array(np.int64(values), name))
+        model.graph.node.append(helper.make_node("Slice", ["own", *steps], ["score"]))
+        model.graph.output[1].type.tensor_type.shape.dim[0].dim_param = "some"
+
+    session = Session(renamed(first_only))
+    assert session.run(images(1)).image.shape == (1,)
+    with pytest.raises(ModelFolderError, match=r"a score of shape \(1,\) and a map of \(2, 1, 16, 16\), expected"):
+        session.run(images(2))
+
+
+def test_a_network_that_cannot_be_run_is_the_folders_fault_in_one_line() -> None:
+    def only_two(model: onnx.ModelProto) -> None:
+        """A Reshape that two images alone can go through."""
+        producer = next(node for node in model.graph.node if "score" in node.output)
+        producer.output[:] = ["own"]
+        model.graph.initializer.append(numpy_helper.from_array(np.int64([2]), "two"))
+        model.graph.node.append(helper.make_node("Reshape", ["own", "two"], ["score"]))
+
+    session = Session(renamed(only_two), name="part/model.onnx")
+    assert session.run(images(2)).image.shape == (2,)
+    with pytest.raises(ModelFolderError, match=r"^part/model\.onnx cannot be run: .*Reshape.*Fit again$") as caught:
+        session.run(images(3))
+    assert "\n" not in str(caught.value)
+
+
+def test_onnx_runtimes_own_format_is_refused_also_where_it_hides_in_an_onnx_file(tmp_path: Path) -> None:
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "model.ort")
+    options.add_session_config_entry("session.save_model_format", "ORT")
+    onnxruntime.InferenceSession(onnx_bytes(), options, providers=["CPUExecutionProvider"])
+    data = (tmp_path / "model.ort").read_bytes()
+    assert data[4:8] == b"ORTM"
+    with pytest.raises(ModelFolderError, match=r"no ONNX file|cannot be loaded"):
+        Session(data)
+    named = b"\x12\x08ppORTMpp" + onnx_bytes()  # "ORTM" is part of the producer's name
+    assert named[4:8] == b"ORTM"
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.Fail):
+        onnxruntime.InferenceSession(named, providers=["CPUExecutionProvider"])  # takes it for its own
+    assert Session(named).run(np.zeros((1, 3, SIZE, SIZE), np.float32)).image == 0.5

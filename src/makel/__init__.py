@@ -34,7 +34,7 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
-        if name == "fit" and error.name in ("torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript"):
+        if name == "fit" and error.name in ("torch", "torchvision", "timm", "safetensors", "onnx"):
             from makel.errors import MissingExtraError
 
             raise MissingExtraError("makel.fit", "fit") from error

@@ -21,8 +21,9 @@ from makel.model.session import Session
 from makel.training import loop
 from makel.training.backbones import Backbone
 from makel.training.detector import Detector
-from makel.training.export import RELATIVE_TOLERANCE, export_onnx
+from makel.training.export import export_onnx
 from makel.training.features import FeatureCache
+from makel.training.gate import RELATIVE_TOLERANCE
 from makel.types import Scores
 
 SIZE = 64

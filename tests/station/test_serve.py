@@ -1,6 +1,7 @@
 """`makel serve` as a process: started, told to stop, killed."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -34,6 +35,7 @@ def station(*arguments):
                 raise AssertionError("".join(said))
             rest = threading.Thread(target=process.stderr.read)  # a full pipe would stop the process
             rest.start()
+            process.said = said
             with httpx2.Client(base_url=said[-1].split()[-1], timeout=30) as client:
                 yield process, client
         finally:
@@ -95,6 +97,21 @@ def test_it_serves_under_a_name_and_again_without_naming_anything(tmp_path, mode
         assert [model["name"] for model in client.get("/models").json()["models"]] == ["brush", "second"]
     with station("--data", data, "--deadline-ms", 5000) as (_, client):
         assert client.post("/inspect?model=second", content=GOOD).json()["number"] == 1
+
+
+def test_one_of_several_that_cannot_be_opened_keeps_none_of_the_others_away(tmp_path, models):
+    deep, changed = tmp_path / "deep", tmp_path / "changed"
+    for folder in (deep, changed):
+        shutil.copytree(models["first"], folder)
+    (deep / "model.json").write_bytes(b"[" * 200_000)
+    (changed / "model.onnx").write_bytes(b"something else")
+    with station(deep, models["first"], changed, "--data", tmp_path / "data") as (process, client):
+        assert [model["name"] for model in client.get("/models").json()["models"]] == ["first"]
+        assert client.post("/inspect", content=GOOD).json()["number"] == 1
+        said = [line for line in process.said if "; the others are served" in line]
+    assert len(said) == 2
+    assert str(deep / "model.json") in said[0]
+    assert str(changed / "model.onnx") in said[1]
 
 
 def test_what_cannot_be_served_is_one_line(makel_says, tmp_path, models):

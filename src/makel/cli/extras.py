@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from makel.errors import MissingExtraError
 
 _PACKAGES = {
-    "fit": ("torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript"),
+    "fit": ("torch", "torchvision", "timm", "safetensors", "onnx"),
     "station": (
         "fastapi",
         "uvicorn",

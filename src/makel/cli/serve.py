@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 
 from makel.cli.extras import require
 from makel.cli.terminal import put
-from makel.errors import MakelError, UsageError
+from makel.errors import MakelError, ModelFolderError, UsageError
 
 if TYPE_CHECKING:
     from makel.station.store import Store
@@ -98,13 +99,16 @@ def serve(
         provider=provider,
     )
     given = [(name, Path(folder)) for name, _, folder in (model.rpartition("=") for model in models or ())]
-    for _, folder in given:
-        open_folder(folder)  # what cannot be served leaves no station behind
+    _each(given, lambda _, folder: open_folder(folder))  # where none can be served, no station is left behind
     with listen(host, port) as socket, assemble(data, settings, store=store) as assembly:
         station = assembly.station
-        for name, folder in given:
+
+        def add(name: str, folder: Path) -> None:
             version, new = station.add(name or folder.resolve().name, folder, by=_user(), role="engineer")
             put(f"makel: {version.name} version {version.version}{' is new' if new else ''}", error=True)
+
+        for problem in _each(given, add):
+            put(f"makel: {problem}; the others are served", error=True)
         for problem in station.warnings():
             put(f"makel: {problem}", error=True)
         connections = Connections(station, wiring)
@@ -167,6 +171,23 @@ def remove(
         token = Tokens(data / "tokens.json").remove(token_id)
         record.audit(_user(), "engineer", "remove token", {"id": token.id, "name": token.name, "role": token.role})
     put(f"{token.id} of {token.name} opens nothing any more")
+
+
+def _each(models: list[tuple[str, Path]], do: Callable[[str, Path], object]) -> list[str]:
+    """Do something with each model that was given, and give what is wrong with those it cannot be done with.
+
+    Raises:
+        ModelFolderError: It cannot be done with any.
+    """
+    problems: list[str] = []
+    for name, folder in models:
+        try:
+            do(name, folder)
+        except ModelFolderError as error:
+            problems.append(str(error))
+            if len(problems) == len(models):
+                raise
+    return problems
 
 
 def _folders(option: str, given: list[str] | None) -> dict[str, Path]:

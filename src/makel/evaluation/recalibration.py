@@ -7,7 +7,6 @@ they make the promise finer where the line has not changed.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,7 @@ from makel.model import folder as model_folder
 from makel.model.folder import ModelFolder
 from makel.model.golden import replay
 from makel.model.layout import place_on_input
-from makel.model.manifest import MANIFEST_NAME, REPORT_NAME, Draft, Manifest, Recalibration, short_hash
+from makel.model.manifest import MANIFEST_NAME, REPORT_NAME, Draft, Manifest, Recalibration, read_json, short_hash
 from makel.model.session import Runner
 from makel.model.zones import Zones
 
@@ -313,11 +312,13 @@ def _draft(
 def _report(stage: Path, draft: Draft, measured: HeldOut, runner: Runner, left_out: Sequence[str]) -> None:
     """The report anew: it holds thresholds, and the good images that deserve a look."""
     log = stage / _LOG_NAME
-    epochs = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.is_file() else []
+    epochs = [read_json(line, log) for line in log.read_bytes().splitlines()] if log.is_file() else []
     write_fit_report(
         stage / REPORT_NAME,
         draft,
-        losses=[epoch["loss"] for epoch in epochs if "loss" in epoch],
+        losses=[
+            epoch["loss"] for epoch in epochs if isinstance(epoch, dict) and isinstance(epoch.get("loss"), (int, float))
+        ],
         doubtful=find_doubtful(measured.paths, measured.scores, runner.run, draft.preprocessing, tiling=draft.tiling),
         unreadable=left_out,
     )

@@ -11,7 +11,6 @@ over another one, so where NAME exists it is first renamed to `.NAME.old-*`, and
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
@@ -20,13 +19,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
+from io import BufferedReader
 from pathlib import Path
+from stat import S_ISREG
 
-from makel.errors import ModelFolderError
-from makel.model.manifest import MANIFEST_NAME, Draft, Manifest
+from makel.errors import MakelError, ModelFolderError
+from makel.model.manifest import MANIFEST_NAME, MOST_MANIFEST_BYTES, RUNS, Draft, Manifest, read_json
 
 _ABANDONED_S = 24 * 3600
 """A partial sibling this old belongs to no running fit."""
+
+_MOST_MODEL_BYTES, _MOST_BYTES = 2 * 2**30, 2**28
+"""Of what runs, since an ONNX file cannot be larger, and of any other file. A sparse file of terabytes costs its maker
+nothing."""
+
+_MOST_FILES, _MOST_DEPTH = 1000, 8
+"""Files of a model folder, and folders within each other; makel writes about ten, and one."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,7 @@ class ModelFolder:
         expected = self.manifest.files.get(name)
         if expected is None:
             raise ModelFolderError(f"{self.path / name} is not a file of model {self.manifest.model_id}")
-        data = _bytes(self.path / name)
+        data = read_bytes(self.path / name, _most(name))
         if sha256(data).hexdigest() != expected:
             raise _changed(self.path / name)
         return data
@@ -74,21 +82,44 @@ def open_folder(path: str | os.PathLike[str], *, verify: bool = True) -> ModelFo
             names it.
     """
     folder = Path(path)
-    if not folder.is_dir():
-        raise ModelFolderError(_why_absent(folder))
-    if not (folder / MANIFEST_NAME).is_file():
-        raise ModelFolderError(f"{folder} is not a model folder: it holds no {MANIFEST_NAME}")
-    manifest = Manifest.from_bytes(_bytes(folder / MANIFEST_NAME), folder / MANIFEST_NAME)
-    found = set(_files(folder)) - {MANIFEST_NAME}
-    if missing := sorted(set(manifest.files) - found):
-        raise ModelFolderError(f"{folder / missing[0]} is missing: restore the folder from a good copy, or fit again")
-    if extra := sorted(found - set(manifest.files)):
-        raise ModelFolderError(f"{folder / extra[0]} is no part of this model: move it out of the model folder")
-    if verify:
-        for name, expected in manifest.files.items():
-            if _hash(folder / name) != expected:
-                raise _changed(folder / name)
-    return ModelFolder(folder, manifest)
+    with faults_of(folder):
+        if not folder.is_dir():
+            raise ModelFolderError(_why_absent(folder))
+        found = set(_files(folder))  # first, as it refuses links: what is read then is in the folder
+        if MANIFEST_NAME not in found:
+            raise ModelFolderError(f"{folder} is not a model folder: it holds no {MANIFEST_NAME}")
+        manifest_path = folder / MANIFEST_NAME
+        manifest = Manifest.from_bytes(read_bytes(manifest_path, MOST_MANIFEST_BYTES), manifest_path)
+        found.remove(MANIFEST_NAME)
+        if missing := sorted(set(manifest.files) - found):
+            raise ModelFolderError(
+                f"{folder / missing[0]} is missing: restore the folder from a good copy, or fit again"
+            )
+        if extra := sorted(found - set(manifest.files)):
+            raise ModelFolderError(f"{folder / extra[0]} is no part of this model: move it out of the model folder")
+        if verify:
+            for name, expected in manifest.files.items():
+                if _hash(folder / name, _most(name)) != expected:
+                    raise _changed(folder / name)
+        return ModelFolder(folder, manifest)
+
+
+@contextmanager
+def faults_of(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong within is a fault of this model folder, however little anybody thought of it.
+
+    Raises:
+        ModelFolderError: For what is no error of makel's yet, such as too deep a nesting or too little memory.
+    """
+    try:
+        yield
+    except MakelError:
+        raise
+    except Exception as error:
+        what = " ".join(f"{type(error).__name__} {error}".split())[:300]
+        raise ModelFolderError(
+            f"{folder} cannot be used ({what}): restore the folder from a good copy, or fit again"
+        ) from error
 
 
 @contextmanager
@@ -136,7 +167,7 @@ def write(target: Path, stage: Path, draft: Draft) -> Manifest:
     """
     target = target.resolve()
     check_target(target)
-    manifest = Manifest.seal(draft, {name: _hash(stage / name) for name in _files(stage)})
+    manifest = Manifest.seal(draft, {name: _hash(stage / name, _most(name)) for name in _files(stage)})
     (stage / MANIFEST_NAME).write_bytes(manifest.to_bytes())
     _flush(stage)
     old = _sibling(target, "old")
@@ -223,42 +254,82 @@ def _written_files(folder: Path) -> set[str]:
     The manifest may be damaged or of another schema: the point is only to tell a model folder from somebody's data.
     """
     try:
-        data = json.loads(_bytes(folder / MANIFEST_NAME))
-    except (ValueError, ModelFolderError):
+        data = read_json(read_bytes(folder / MANIFEST_NAME, MOST_MANIFEST_BYTES), folder / MANIFEST_NAME)
+    except ModelFolderError:
         return set()
     if not isinstance(data, dict) or "makel_version" not in data or not isinstance(data.get("files"), dict):
         return set()
     return {MANIFEST_NAME, *data["files"]}
 
 
-def _files(folder: Path, prefix: str = "") -> Iterator[str]:
+def _files(folder: Path) -> Iterator[str]:
     """Relative paths, with forward slashes, of every file below; links, FIFOs and devices are refused unopened."""
-    try:
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise ModelFolderError(f"{folder} cannot be read: {error.strerror}") from error
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _files(folder / entry.name, f"{prefix}{entry.name}/")
-        elif entry.is_file(follow_symlinks=False):
-            yield f"{prefix}{entry.name}"
-        else:
-            raise ModelFolderError(f"{entry.path} is a link or a special file: a model folder holds plain files only")
+    folders, count = [""], 0
+    while folders:
+        prefix = folders.pop()
+        try:
+            entries = os.scandir(folder / prefix)
+        except OSError as error:
+            raise ModelFolderError(f"{folder / prefix} cannot be read: {error.strerror}") from error
+        with entries:
+            for entry in entries:
+                count += 1
+                if count > _MOST_FILES or prefix.count("/") > _MOST_DEPTH:
+                    raise ModelFolderError(
+                        f"{folder} holds more than {_MOST_FILES} files, or folders deeper than {_MOST_DEPTH}: it is no "
+                        "model folder"
+                    )
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(f"{prefix}{entry.name}/")
+                elif entry.is_file(follow_symlinks=False):
+                    yield f"{prefix}{entry.name}"
+                else:
+                    raise ModelFolderError(
+                        f"{entry.path} is a link or a special file: a model folder holds plain files only"
+                    )
 
 
-def _bytes(path: Path) -> bytes:
+@contextmanager
+def _opened(path: Path, most: int) -> Iterator[BufferedReader]:
+    """A plain file of at most so many bytes, and not what a link that took its place leads to."""
+    # Binary on Windows; elsewhere not waiting for the other end of a FIFO.
+    flags = os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        return path.read_bytes()
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not S_ISREG(status.st_mode):
+                raise ModelFolderError(f"{path} is a special file: a model folder holds plain files only")
+            if status.st_size > most:
+                raise ModelFolderError(
+                    f"{path} has {status.st_size} bytes, and no such file of a model has more than {most}: restore the "
+                    "folder from a good copy, or fit again"
+                )
+            yield file
     except OSError as error:
         raise ModelFolderError(f"{path} cannot be read: {error.strerror}") from error
 
 
-def _hash(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelFolderError(f"{path} cannot be read: {error.strerror}") from error
+def read_bytes(path: Path, most: int) -> bytes:
+    """The bytes of a file of a model folder, or of the station's beside one.
+
+    Args:
+        path: The file.
+        most: Its bytes at most.
+
+    Raises:
+        ModelFolderError: It cannot be read, is a link or a special file, or larger.
+    """
+    with _opened(path, most) as file:
+        return file.read(most + 1)
+
+
+def _hash(path: Path, most: int) -> str:
+    with _opened(path, most) as file:
+        return file_digest(file, "sha256").hexdigest()
+
+
+def _most(name: str) -> int:
+    return _MOST_MODEL_BYTES if name in RUNS.values() else _MOST_BYTES
 
 
 def _changed(path: Path) -> ModelFolderError:

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from makel.errors import ModelFolderError
-from makel.model.folder import ModelFolder
+from makel.model.folder import ModelFolder, faults_of
 from makel.model.session import Runner
 from makel.types import Scores
 
 GOLDEN_DIR = "golden"
+
+_MOST_HEADER_BYTES = 4096
+"""Of what stands before the numbers of an array in a file."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +77,30 @@ def replay(folder: ModelFolder, runner: Runner) -> tuple[Difference, ...]:
 
     Raises:
         ModelFolderError: There are no golden images, one cannot be read, or one differs by more than the manifest's
-            parity tolerances (which a flipped verdict beyond rounding always does).
+            parity tolerances.
     """
-    names = sorted(name for name in folder.manifest.files if name.startswith(f"{GOLDEN_DIR}/"))
+    names = _names(folder)
     if not names:
         raise ModelFolderError(f"{folder.path} holds no golden images: nothing shows that it computes what was fitted")
-    return tuple(_replay_one(folder, name, runner) for name in names)
+    with faults_of(folder.path):
+        return tuple(_replay_one(folder, name, runner) for name in names)
+
+
+def images(folder: ModelFolder) -> list[NDArray[np.uint8]]:
+    """The golden images of a model, (3, H, W) uint8 RGB each, as they went into it.
+
+    Raises:
+        ModelFolderError: The folder is no longer what was opened, or one is none.
+    """
+    return [_read(folder, name)[0] for name in _names(folder)]
+
+
+def _names(folder: ModelFolder) -> list[str]:
+    return sorted(name for name in folder.manifest.files if name.startswith(f"{GOLDEN_DIR}/"))
 
 
 def _replay_one(folder: ModelFolder, name: str, runner: Runner) -> Difference:
-    try:
-        with np.load(io.BytesIO(folder.read(name)), allow_pickle=False) as stored:
-            image, score, anomaly_map = stored["image"], stored["score"], stored["anomaly_map"]
-    except (ValueError, KeyError, OSError) as error:
-        raise ModelFolderError(f"{folder.path / name} is not a golden image: {error}") from error
+    image, score, anomaly_map = _read(folder, name)
     got = runner.run(restore(image[None]))
     difference = Difference(
         name, float(np.abs(got.image[0] - score)), float(np.abs(got.anomaly_map[0] - anomaly_map).max())
@@ -99,3 +114,28 @@ def _replay_one(folder: ModelFolder, name: str, runner: Runner) -> Difference:
             f"{parity.map_tolerance:.3g}: use another provider or version of ONNX Runtime, or fit again here"
         )
     return difference
+
+
+def _read(folder: ModelFolder, name: str) -> tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32]]:
+    """Image, score and map of a golden image, if they are what `write` wrote for this model."""
+    shape = folder.manifest.preprocessing.shape
+    expected = {"image": (np.uint8, (3, *shape)), "score": (np.float32, ()), "anomaly_map": (np.float32, (1, *shape))}
+    data = io.BytesIO(folder.read(name))
+    try:
+        with ZipFile(data) as archive:
+            # What is unpacked is bounded here; packed, a few kilobytes can hold any number of zeros.
+            found = {item.filename: item.file_size for item in archive.infolist()}
+        most = max(3, np.dtype(np.float32).itemsize) * prod(shape) + _MOST_HEADER_BYTES
+        if found.keys() != {f"{key}.npy" for key in expected} or max(found.values()) > most:
+            raise ValueError(f"it holds {found}")
+        data.seek(0)
+        with np.load(data, allow_pickle=False) as stored:
+            arrays = [stored[key] for key in expected]
+        for array, (dtype, each) in zip(arrays, expected.values(), strict=True):
+            if array.dtype != dtype or array.shape != each:
+                raise ValueError(f"it holds {array.dtype} of shape {array.shape}, expected {np.dtype(dtype)} of {each}")
+    except Exception as error:  # zipfile, zlib and NumPy have about ten kinds of them
+        reason = " ".join(f"{error}".split())[:300]
+        raise ModelFolderError(f"{folder.path / name} is not a golden image: {reason}") from error
+    image, score, anomaly_map = arrays
+    return image, score, anomaly_map

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from makel.calibration import Calibration
 from makel.errors import ImageError, MakelError, ModelFolderError, UsageError
 from makel.images import DecodedRows, Rows, decode_all, open_rows, prepare, read, shown
-from makel.model.folder import ModelFolder, open_folder
+from makel.model.folder import ModelFolder, faults_of, open_folder
 from makel.model.manifest import Manifest
 from makel.model.map_store import MapStore
 from makel.model.rules import Judgement, Rules
@@ -56,7 +56,11 @@ class Inspector:
     def __init__(self, folder: ModelFolder, runner: Runner) -> None:
         """Use `load`; this takes a folder that is already open and what runs its model."""
         self.folder = folder
-        self.rules = Rules(folder.manifest)
+        with faults_of(folder.path):
+            try:
+                self.rules = Rules(folder.manifest)
+            except UsageError as error:
+                raise ModelFolderError(f"{folder.path} has zones that cannot be used: {error}. Fit again") from error
         self._runner = runner
 
     @classmethod

@@ -38,6 +38,15 @@ from makel.types import Shape
 SCHEMA_VERSION: Literal[1] = 1
 MANIFEST_NAME = "model.json"
 ONNX_NAME = "model.onnx"
+MOST_MANIFEST_BYTES = 16 * 2**20
+"""Of a manifest: the hashes of half a million images."""
+
+_MOST_CONTAINERS = 100_000
+"""Lists and objects in a manifest; each takes far more memory than the two bytes that can ask for it."""
+
+_MOST_INPUT_PX = 2**25
+"""Pixels of a model's input."""
+
 REPORT_NAME = "report.html"
 WEIGHTS_NAME = "weights.safetensors"
 
@@ -394,6 +403,15 @@ class Manifest(Draft):
             raise ValueError(f"files must list {needed} and not {MANIFEST_NAME}")
         return files
 
+    @field_validator("preprocessing")
+    @classmethod
+    def _must_be_an_image(cls, value: Preparation) -> Preparation:
+        if min(value.shape) < 1 or value.height * value.width > _MOST_INPUT_PX:
+            raise ValueError(f"no model takes {value.width} x {value.height} px")
+        if value.white_level is not None and not 0 < value.white_level <= 65535:
+            raise ValueError(f"white_level {value.white_level} is no value of a 16-bit image")
+        return value
+
     @classmethod
     def seal(cls, draft: Draft, files: dict[str, str]) -> Self:
         """The manifest of a draft and the SHA-256 of each file beside it."""
@@ -419,10 +437,7 @@ class Manifest(Draft):
         Raises:
             ModelFolderError: It is not a manifest, is of another schema, or differs by a byte from how makel writes it.
         """
-        try:
-            raw = json.loads(data)
-        except ValueError as error:
-            raise ModelFolderError(f"{path} was damaged or changed: it is not JSON ({error})") from error
+        raw = read_json(data, path)
         version = raw.get("schema_version") if isinstance(raw, dict) else None
         if version != SCHEMA_VERSION:
             raise ModelFolderError(
@@ -443,6 +458,26 @@ class Manifest(Draft):
                 "restore the folder from a good copy, or fit again"
             )
         return manifest
+
+
+def read_json(data: bytes, path: Path) -> Any:
+    """The JSON of a file of a model folder, or of the station's beside one; whatever it is, it costs little.
+
+    Args:
+        data: What the file holds.
+        path: Where it was read; for messages only.
+
+    Raises:
+        ModelFolderError: It is no JSON, or more or deeper than makel writes.
+    """
+    if len(data) > MOST_MANIFEST_BYTES or data.count(b"[") + data.count(b"{") > _MOST_CONTAINERS:
+        raise ModelFolderError(f"{path} was damaged or changed: it holds more than any model says of itself")
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ModelFolderError(f"{path} was damaged or changed: it is nested too deeply") from error
+    except ValueError as error:
+        raise ModelFolderError(f"{path} was damaged or changed: it is not JSON ({error})") from error
 
 
 def method_names() -> tuple[str, ...]:

@@ -172,5 +172,7 @@ class Rules:
         if calibration is self.calibration:
             return value
         ours, theirs = self.calibration.image_threshold, calibration.image_threshold
-        scaled = value * (ours / theirs)
+        # Where a threshold is not above zero no factor does it; then the two are brought together by a shift.
+        factor = ours / theirs if min(ours, theirs) > 0 else 0.0
+        scaled = value * factor if 0 < factor < inf else ours + (value - theirs)
         return max(scaled, nextafter(ours, inf)) if value > theirs else min(scaled, ours)

@@ -12,9 +12,10 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from makel.errors import MissingExtraError, ModelFolderError, UsageError
-from makel.model.folder import ModelFolder
-from makel.model.manifest import ONNX_NAME
-from makel.types import Scores
+from makel.model.folder import ModelFolder, faults_of
+from makel.model.graph import check_graph
+from makel.model.manifest import MANIFEST_NAME, ONNX_NAME
+from makel.types import Scores, Shape, in_px
 
 onnxruntime.disable_telemetry_events()  # on Windows; elsewhere the variable set in makel.model does it
 
@@ -25,6 +26,8 @@ PROVIDERS = {
     "tensorrt": ("TensorrtExecutionProvider", "onnxruntime-gpu"),
     "openvino": ("OpenVINOExecutionProvider", "onnxruntime-openvino"),
 }
+
+_FLOATS = "tensor(float)"
 
 _MAX_DEFAULT_THREADS = 4
 """More gain little on one 256 px image, and take cores from the camera."""
@@ -47,24 +50,36 @@ class Session:
     """
 
     def __init__(
-        self, model: bytes, *, name: str = ONNX_NAME, threads: int | None = None, provider: str = "cpu"
+        self,
+        model: bytes,
+        *,
+        name: str = ONNX_NAME,
+        shape: Shape | None = None,
+        threads: int | None = None,
+        provider: str = "cpu",
     ) -> None:
         """Load a model.
 
         Args:
             model: The ONNX file's bytes; not a path, so that what was hashed is what runs.
             name: What to call the model in messages, such as its path.
+            shape: Height and width in pixels that its images and maps must have; None for its own.
             threads: Threads a run uses at most; None for the cores this process may use, at most 4.
             provider: A key of `PROVIDERS`.
 
         Raises:
             UsageError: The provider is unknown, not installed or does not start, or `threads` is below one.
-            ModelFolderError: ONNX Runtime cannot load the model, or it does not take images and give maps and scores.
+            ModelFolderError: The model holds what makel does not export (see `makel.model.graph`), ONNX Runtime cannot
+                load it, or it does not take images of this shape and give scores and maps of it.
         """
+        self._name = name
         self.provider = provider
         self.threads = default_threads() if threads is None else check_threads(threads)
         wanted = _installed(provider)
+        check_graph(model, name)
         options = onnxruntime.SessionOptions()
+        # Not ONNX Runtime's own format either, which it would recognise by itself: nothing there was looked at.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         for key, value in _waiting().items():
@@ -74,16 +89,15 @@ class Session:
             # Without fallback: otherwise a GPU that does not start prints a banner and becomes a CPU.
             self._session = onnxruntime.InferenceSession(model, options, providers=wanted, enable_fallback=0)
         except Exception as error:  # ONNX Runtime's errors share no base below Exception
-            reason = " ".join(str(error).split())
             raise ModelFolderError(
-                f"{name} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {reason}"
+                f"{name} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {_one_line(error)}"
             ) from error
         if self._session.get_providers()[0] != wanted[0]:
             raise UsageError(
                 f"provider {provider!r} is installed but does not start on this machine: check its driver and "
                 "libraries, or use 'cpu'"
             )
-        self._check_signature(name)
+        self._shape = self._check_signature(name, shape)
 
     def run(self, images: NDArray[np.float32]) -> Scores[NDArray[np.float32]]:
         """Raw scores of prepared images.
@@ -96,22 +110,52 @@ class Session:
 
         Raises:
             UsageError: The array has another type or shape than the model takes.
+            ModelFolderError: The model cannot be run, or gives arrays of other shapes.
         """
-        check_images(images, self._session.get_inputs()[0].shape[1:])
-        score, anomaly_map = self._session.run(["score", "anomaly_map"], {"image": images})
+        check_images(images, (3, *self._shape))
+        try:
+            score, anomaly_map = self._session.run(["score", "anomaly_map"], {"image": images})
+        except Exception as error:  # ONNX Runtime's errors share no base below Exception
+            raise ModelFolderError(f"{self._name} cannot be run: {_one_line(error)}. Fit again") from error
+        expected = (len(images),), (len(images), 1, *self._shape)
+        if (score.shape, anomaly_map.shape) != expected:
+            raise ModelFolderError(
+                f"{self._name} gives a score of shape {score.shape} and a map of {anomaly_map.shape}, expected "
+                f"{expected[0]} and {expected[1]}: fit again"
+            )
         return Scores(image=score, anomaly_map=anomaly_map)
 
-    def _check_signature(self, name: str) -> None:
-        inputs = {item.name: len(item.shape) for item in self._session.get_inputs()}
-        outputs = {item.name: len(item.shape) for item in self._session.get_outputs()}
-        if inputs != {"image": 4} or outputs != {"score": 1, "anomaly_map": 4}:
+    def _check_signature(self, name: str, shape: Shape | None) -> Shape:
+        """Height and width of what the model takes, if it takes and gives what a model of makel does."""
+        inputs = {item.name: (item.type, len(item.shape)) for item in self._session.get_inputs()}
+        outputs = {item.name: (item.type, len(item.shape)) for item in self._session.get_outputs()}
+        if inputs != {"image": (_FLOATS, 4)} or outputs != {"score": (_FLOATS, 1), "anomaly_map": (_FLOATS, 4)}:
             raise ModelFolderError(
-                f"{name} takes {inputs} and gives {outputs} (name: dimensions); expected image: 4 and score: 1, "
-                "anomaly_map: 4. It is no makel model: export it with `makel fit`"
+                f"{name} takes {inputs} and gives {outputs} (name: type and dimensions); expected image: 4 and score: "
+                f"1, anomaly_map: 4, all of {_FLOATS}. It is no makel model: export it with `makel fit`"
             )
-        batch = self._session.get_inputs()[0].shape[0]
+        batch, channels, height, width = self._session.get_inputs()[0].shape
         if isinstance(batch, int):
             raise ModelFolderError(f"{name} takes batches of {batch} only: export it with a dynamic batch size")
+        if not (isinstance(height, int) and isinstance(width, int)) or channels != 3:
+            raise ModelFolderError(
+                f"{name} takes images of {channels} channels, {height} rows and {width} columns: expected 3 channels, "
+                "and rows and columns as numbers. It is no makel model: export it with `makel fit`"
+            )
+        own = height, width
+        if own != (shape or own):
+            raise ModelFolderError(
+                f"{name} takes images of {in_px(own)}, and {MANIFEST_NAME} says {in_px(shape or own)}: the two do not "
+                "belong together, restore the folder from a good copy"
+            )
+        sides = {item.name: item.shape for item in self._session.get_outputs()}["anomaly_map"][2:]
+        # A side that only a run can tell is a word; `run` looks at it.
+        if any(isinstance(side, int) and side != wanted for side, wanted in zip(sides, own, strict=True)):
+            raise ModelFolderError(
+                f"{name} takes images of {in_px(own)} and gives maps of {sides[1]} x {sides[0]} px: it is no makel "
+                "model, export it with `makel fit`"
+            )
+        return own
 
 
 def open_session(folder: ModelFolder, *, threads: int | None = None, provider: str = "cpu") -> Runner:
@@ -133,7 +177,11 @@ def open_session(folder: ModelFolder, *, threads: int | None = None, provider: s
     match folder.manifest.runtime:
         case "onnx":
             return Session(
-                folder.read(ONNX_NAME), name=str(folder.path / ONNX_NAME), threads=threads, provider=provider
+                folder.read(ONNX_NAME),
+                name=str(folder.path / ONNX_NAME),
+                shape=folder.manifest.preprocessing.shape,
+                threads=threads,
+                provider=provider,
             )
         case "torch":
             if find_spec("torch") is None:
@@ -142,7 +190,8 @@ def open_session(folder: ModelFolder, *, threads: int | None = None, provider: s
             # The one import of fitting here, and only for a model that cannot be scored without it.
             from makel.training.torch_session import TorchSession
 
-            return TorchSession.open(folder, threads=threads, provider=provider)
+            with faults_of(folder.path):
+                return TorchSession.open(folder, threads=threads, provider=provider)
 
 
 def check_images(images: NDArray[np.float32], shape: Sequence[int]) -> None:
@@ -167,6 +216,10 @@ def check_threads(threads: int) -> int:
     if threads < 1:
         raise UsageError(f"{threads} threads cannot run a model: give at least 1")
     return threads
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _waiting() -> dict[str, str]:

@@ -33,12 +33,12 @@ from typing import Annotated, Any, Literal, Self
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from makel.calibration import Calibration
 from makel.errors import CalibrationError, ImageError, UsageError
+from makel.images import MAX_PIXELS, shown
 from makel.images import read as read_image
-from makel.images import shown
 
 ASPECT_TOLERANCE = 0.01
 """How far the aspect of an image may be from the one its zones were drawn on: rounding of a resize, no more."""
@@ -46,10 +46,20 @@ ASPECT_TOLERANCE = 0.01
 _MOST = 200
 """Zones at most; labels are bytes."""
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+
 Point = tuple[float, float]
 Name = Annotated[str, Field(min_length=1, max_length=40)]
 Positive = Annotated[float, Field(gt=0)]
-Size = tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
+
+
+def _readable(size: tuple[int, int]) -> tuple[int, int]:
+    if size[0] * size[1] > MAX_PIXELS:
+        raise ValueError(f"{size[0]}x{size[1]} is more than the {MAX_PIXELS} pixels of the largest image")
+    return size
+
+
+Size = Annotated[tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]], AfterValidator(_readable)]
 
 
 class _Table(BaseModel):
@@ -78,6 +88,17 @@ class Zone(_Table):
     false_reject: float | None = None
     calibration: Calibration | None = None
 
+    @field_validator("mask_png")
+    @classmethod
+    def _must_be_a_picture(cls, mask_png: str | None) -> str | None:
+        if mask_png is not None:
+            # Of what `_encode` writes width and height stand at bytes 16 to 24, before anything of their size is made.
+            head = base64.b64decode(mask_png[:32], validate=True)
+            if head[:8] != _PNG or head[12:16] != b"IHDR":
+                raise ValueError("it is no PNG")
+            _readable((int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")))
+        return mask_png
+
     @property
     def mask(self) -> NDArray[np.uint8] | None:
         """(h, w) uint8, non-zero inside, of its own size; None where a polygon says where it is."""
@@ -97,7 +118,7 @@ class Zones(_Table):
     image_size_px: Size | None = None
     mm_per_px: Positive | None = None
     min_area_px: Positive | None = None
-    zones: tuple[Zone, ...] = ()
+    zones: tuple[Zone, ...] = Field((), max_length=_MOST)
 
     @property
     def judged(self) -> tuple[Zone, ...]:

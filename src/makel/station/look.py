@@ -6,7 +6,6 @@ they are what `drift` explains a change with.
 
 from __future__ import annotations
 
-import io
 import logging
 from dataclasses import astuple, dataclass
 from math import isfinite
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from makel.errors import MakelError
-from makel.model.golden import GOLDEN_DIR
+from makel.model.golden import images
 from makel.model.inspector import Inspector, Prepared
 
 _SIDE_PX = 64
@@ -153,13 +152,7 @@ def golden_images(inspector: Inspector) -> list[NDArray[np.uint8]]:
     Raises:
         ModelFolderError: The folder is no longer what was loaded.
     """
-    folder = inspector.folder
-    names = sorted(name for name in folder.manifest.files if name.startswith(f"{GOLDEN_DIR}/"))
-    images = []
-    for name in names:
-        with np.load(io.BytesIO(folder.read(name)), allow_pickle=False) as stored:
-            images.append(np.ascontiguousarray(stored["image"].transpose(1, 2, 0)))
-    return images
+    return [np.ascontiguousarray(image.transpose(1, 2, 0)) for image in images(inspector.folder)]
 
 
 def _grey(pixels: NDArray[Any]) -> NDArray[np.float32]:

@@ -20,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from makel.errors import MakelError, ModelFolderError, NotFoundError, UsageError
-from makel.model.folder import ModelFolder, copy, open_folder
+from makel.model.folder import ModelFolder, copy, open_folder, read_bytes
 from makel.model.golden import replay
 from makel.model.inspector import Inspector
+from makel.model.manifest import MOST_MANIFEST_BYTES, read_json
 from makel.model.session import open_session
 
 ACTIVE_NAME = "active.json"
@@ -80,7 +81,10 @@ class Registry:
 
     def names(self) -> list[str]:
         """The names that have an active version, sorted."""
-        return sorted(path.name for path in self._folder.iterdir() if (path / ACTIVE_NAME).is_file())
+        try:
+            return sorted(path.name for path in self._folder.iterdir() if (path / ACTIVE_NAME).exists())
+        except OSError as error:
+            raise ModelFolderError(f"{self._folder} cannot be read: {error.strerror}") from error
 
     def active(self, name: str) -> int:
         """The number of the version that judges; looks at nothing else, so it is quick.
@@ -237,13 +241,13 @@ class Registry:
 
     def _state(self, name: str) -> tuple[int, list[int]]:
         path = self._folder / check_name(name) / ACTIVE_NAME
-        try:
-            state = json.loads(path.read_bytes())
-            return int(state["active"]), [int(number) for number in state["before"]]
-        except FileNotFoundError:
+        if not path.exists():
             known = ", ".join(self.names()) or "none yet"
-            raise NotFoundError(f"there is no model {name!r} here; there are: {known}") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise NotFoundError(f"there is no model {name!r} here; there are: {known}")
+        try:
+            state = read_json(read_bytes(path, MOST_MANIFEST_BYTES), path)
+            return int(state["active"]), [int(number) for number in state["before"]]
+        except (ModelFolderError, ValueError, KeyError, TypeError, OverflowError) as error:
             raise ModelFolderError(f'{path} is damaged: write {{"active": VERSION, "before": []}} into it') from error
 
     def _write_state(self, name: str, active: int, before: list[int]) -> None:

@@ -450,7 +450,10 @@ class Station:
         """What is wrong while images are decided all the same."""
         found = list(self._broken.values())
         for name in self.models():
-            problem = self.registry.version(name).problem
+            try:
+                problem = self.registry.version(name).problem
+            except MakelError as error:
+                problem = str(error)
             if problem:
                 found.append(f"{name} goes on from memory, but its folder no longer verifies: {problem}")
         if outage := self._recorder.outage:

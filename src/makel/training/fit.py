@@ -51,8 +51,9 @@ from makel.model.zones import Zones
 from makel.training import backbones, latency, survey
 from makel.training.augment import COPIES
 from makel.training.detector import Detector, DetectorConfig, as_shape
-from makel.training.export import check_parity, export_onnx, nudged, torch_scores
+from makel.training.export import export_onnx, torch_scores
 from makel.training.features import Extraction, Progress, extract, extract_shared
+from makel.training.gate import check_parity, nudged
 from makel.training.loop import Checkpoint, train
 from makel.training.mixture import second_product
 from makel.training.shape import image_sizes, input_shape

@@ -101,14 +101,14 @@ class TorchSession:
                 f"{name} was fitted on other weights of {backbone.name} than the ones found here "
                 f"({built.source}): add the ones from {backbone.source} with `makel weights add`"
             )
-        detector = detector_class(config, built)
-        detector.restrict(layout.seen, layout.scored)
         try:
+            detector = detector_class(config, built)
+            detector.restrict(layout.seen, layout.scored)
             state = load(weights)
             if state.keys() != detector.learned_state().keys():
                 raise ValueError(f"its tensors are not those of {method.name}")
             detector.load_state_dict(state, strict=False)  # the frozen part is not in it
-        except (SafetensorError, ValueError, RuntimeError) as error:
+        except (SafetensorError, UsageError, ValueError, TypeError, RuntimeError, MemoryError) as error:
             reason = " ".join(str(error).split())
             raise ModelFolderError(f"{name} does not fit its settings: {reason}. Fit again") from error
         return cls(detector, device)

@@ -148,14 +148,17 @@ def _add(station: Station, name: str, archive: FilePath, target: FilePath, who: 
 
 
 def _model(station: Station, name: str) -> dict[str, Any]:
-    versions = station.registry.versions(name)
-    active = next(version for version in versions if version.active)
+    try:
+        versions, problem = station.registry.versions(name), ""
+    except ModelFolderError as error:  # the others are shown all the same
+        versions, problem = [], str(error)
+    active = next((version for version in versions if version.active), None)
     described: dict[str, Any] = {
         "name": name,
-        "active": active.version,
-        "before": station.registry.earlier(name),
-        "model_id": active.model_id,
-        "problem": active.problem,
+        "active": active.version if active else 0,
+        "before": station.registry.earlier(name) if active else None,
+        "model_id": active.model_id if active else "",
+        "problem": active.problem if active else problem,
         "queue": station.settings.queue,
         "depth": 0,
         "method": "",
