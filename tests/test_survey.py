@@ -147,6 +147,7 @@ def test_alpha_that_hides_pixels_is_told(good, ending):
         ("all_parts", (20, 24), "16 of them, 20x24 and the like, are at most half as large as any good image"),
         ("scratch", (80, 96), ""),
         ("close_up", (60, 70), ""),
+        ("strip", (60, 40), ""),
     ],
 )
 def test_a_folder_that_is_no_kind_of_defect_is_told(good, folder, size, why):
