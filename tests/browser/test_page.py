@@ -172,6 +172,7 @@ def write_parts(folder):
     return parts[:12], parts[12:], defect, smudge
 
 
+@pytest.mark.timeout(900)  # two fits, which give way to everything else that runs here
 def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_path):
     good, fresh, defect, smudge = write_parts(tmp_path / "parts")
     other = shutil.make_archive(str(tmp_path / "stripes"), "zip", tiny_model.write(tmp_path / "other"))
