@@ -21,7 +21,7 @@ import guides
 import installs
 from waiting import until
 
-pytestmark = pytest.mark.timeout(900)  # three fits with defaults, which a busy machine draws out
+pytestmark = pytest.mark.timeout(1800)  # three fits with defaults, which a busy machine draws out
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PAGES = {page.relative_to(REPOSITORY).as_posix(): page.read_text("utf-8") for page in guides.pages(REPOSITORY)}
@@ -67,7 +67,7 @@ class Newcomer:
             self.starts(f"exec {text.partition('#')[0]} --port {self.port}", where)
             return
         words = [self.environment.python, "-c", text] if language == "python" else ["bash", "-c", text]
-        done = subprocess.run(words, **where, capture_output=True, check=False, timeout=800)
+        done = subprocess.run(words, **where, capture_output=True, check=False, timeout=1700)
         assert done.returncode == 0, f"{text}\n{done.stdout}{done.stderr}"
         self.said.append(done.stdout)
 
