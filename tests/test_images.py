@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from makel.errors import ImageError
 from makel.images import SUFFIXES, Preparation, decode, decode_all, find, prepare, read, read_header
 from makel.types import in_px
-from tiff_file import STRIP_ROWS, tiff_file
+from tiff_file import PREDICTOR, STRIP_ROWS, tiff_file
 
 HEIGHT, WIDTH = 29, 37  # primes, so that swapped axes cannot cancel
 RNG = np.random.default_rng(0)
@@ -53,6 +53,12 @@ def packbits(pixels):
     """Runs, and bytes as they are, with empty codes between."""
     runs = [bytes([257 - 2, row[0]]) + b"\x80" + bytes([len(row) - 3]) + row[2:] for row in pixels]
     return b"".join(runs)
+
+
+def differences(pixels):
+    """A Deflate TIFF whose values are differences along each row."""
+    rows = np.diff(pixels, axis=1, prepend=np.zeros_like(pixels[:, :1]))
+    return tiff_file(WIDTH, HEIGHT, [zlib.compress(rows.tobytes())], 8, bits=8 * pixels.itemsize, tags={PREDICTOR: 2})
 
 
 DOUBLED = np.concatenate([GREY[:, :1], GREY], axis=1)
@@ -132,10 +138,21 @@ LOSSLESS = {
         ),
         DOUBLED,
     ),
-    "tiff rgb deflate predictor": (
+    "tiff rgb 16 deflate strips": (
         "a.tif",
         lambda p: tifffile.imwrite(p, RGB16, photometric="rgb", compression="zlib", rowsperstrip=5, byteorder=">"),
         RGB16,
+    ),
+    "tiff predictor": ("a.tif", lambda p: p.write_bytes(differences(GREY)), GREY),
+    "tiff predictor 16": ("a.tif", lambda p: p.write_bytes(differences(GREY16)), GREY16),
+    "tiff padded strips": (
+        "a.tif",
+        lambda p: p.write_bytes(
+            tiff_file(
+                WIDTH, HEIGHT, [GREY[at : at + 10].tobytes() + b"pad" for at in (0, 10, 20)], 1, tags={STRIP_ROWS: 10}
+            )
+        ),
+        GREY,
     ),
     "tiff tiles deflate": (
         "a.tif",

@@ -1,6 +1,7 @@
 """What a command did not look at, it says: of a dataset's folder, and in the summary."""
 
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -39,6 +40,12 @@ def category(tmp_path):
 def test_nothing_is_said_where_all_is_used(category):
     save(category / "ground_truth" / "good" / "0_mask.png")  # not needed, and not read
     assert overlooked(load(category)) == ()
+
+
+def test_what_a_layout_leaves_out_beside_what_it_reads_is_not_said(category):
+    dataset = load(category)
+    assert overlooked(replace(dataset, good=dataset.good[:1])) == ()
+    assert len(overlooked(replace(dataset, good=()))) == 1
 
 
 def test_files_of_other_kinds_are_counted_by_ending(category):

@@ -3,7 +3,7 @@
 import struct
 
 WIDTH, HEIGHT, BITS, COMPRESSION, PHOTOMETRIC, SAMPLES, STRIP_ROWS = 256, 257, 258, 259, 262, 277, 278
-_STARTS, _LENGTHS, TILE_WIDTH, TILE_HEIGHT = (273, 324), (279, 325), 322, 323
+_STARTS, _LENGTHS, PREDICTOR, TILE_WIDTH, TILE_HEIGHT = (273, 324), (279, 325), 317, 322, 323
 
 
 def tiff_file(width, height, parts, compression, *, bits=8, tags=None, starts=None):
