@@ -40,7 +40,7 @@ TESTS = {
     "model/graph.py": ["test_graph.py"],
     "training/gate.py": ["test_gate.py"],
     # Without those that kill processes of their own: they need seconds for what the others see at once.
-    "station/journal.py": ["test_journal.py", "-k", "not killed"],
+    "station/journal.py": ["test_journal.py", "test_arrivals.py", "-k", "not killed"],
     "station/access.py": ["station/test_access.py"],
     "evaluation/metrics.py": ["test_metrics.py"],
 }

@@ -146,11 +146,13 @@ class TestRounding:
         """All in powers of two, so that nothing is rounded."""
         levels, allowed = [0.25, 0.5], 2.0**-5
         trained = expected(images(levels))
-        trained.image[0] -= np.float32(allowed)
+        trained.image[0] += np.float32(allowed)
         trained.anomaly_map[0] += np.float32(allowed)
         moved = replace(trained, image=trained.image + np.float32(allowed / 4))
         moved = replace(moved, anomaly_map=trained.anomaly_map + np.float32(allowed / 4))
-        parity = gate(Session(onnx_bytes(), threads=1), levels=levels, trained=trained, of_nudged=moved)
+        session = Session(onnx_bytes(), threads=1)
+        # The file's score is the threshold, and the trained one a reject that lies above it by just so much.
+        parity = gate(session, threshold=0.25, levels=levels, trained=trained, of_nudged=moved)
         assert parity.score_tolerance == parity.worst_score_difference == allowed
         assert parity.map_tolerance == parity.worst_map_difference == allowed
 
@@ -213,6 +215,9 @@ class TestFlips:
 
     def test_a_score_that_is_equal_to_the_threshold_passes_on_both_sides(self) -> None:
         gate(Session(onnx_bytes(), threads=1), threshold=HIGHEST)
+        trained = expected(images(LEVELS))
+        trained.image[-1] = HIGHEST * (1 - 5 * FLIP_TOLERANCE)  # a pass by far, and the file's is one too
+        gate(Session(onnx_bytes(), threads=1), threshold=HIGHEST, trained=trained)
 
 
 def test_every_image_is_looked_at_alone_and_in_a_batch() -> None:
