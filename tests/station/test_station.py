@@ -22,7 +22,7 @@ def test_a_decision_is_recorded_before_it_is_answered(station):
 def test_what_is_no_image_is_recorded_as_a_reject_with_its_reason(station):
     decision = station.decide(b"text", source="watch", name="a.txt", arrival="x").decision
     assert (decision.verdict, decision.score, decision.model_id, decision.arrival) == ("reject", None, "", "x")
-    assert decision.reason == "a.txt is text: convert it to JPEG, PNG, BMP, TIFF, WebP"
+    assert decision.reason == "a.txt is text: convert it to JPEG, PNG, BMP, TIFF, WebP, PNM, JPEG 2000"
     assert station.store.count() == 1
 
 
