@@ -10,11 +10,13 @@
     ├── TrainingError         fitting went wrong (a loss turned NaN, a collapsed network)
     ├── ModelFolderError      a model folder that is damaged, unknown or changed
     ├── StoreError            the station's record cannot be used now: locked, full, gone
+    ├── DiskFullError         no room on the disk for what was sent
     ├── CandidateError        a version of a model that must not judge
     ├── BrokenRecordError     a record that is not as it was written
     ├── NotFoundError         something asked for by name or number that is not there
     ├── Overloaded            more work than there is room for: nothing was accepted, send it again later
     ├── TooLargeError         more bytes or pixels than are accepted
+    ├── StalledError          a request that stopped arriving
     ├── UnauthorisedError     who asks is not known
     ├── ForbiddenError        who asks is known and may not do this
     └── ParityError           the exported model disagrees with the trained one
@@ -69,6 +71,10 @@ class StoreError(MakelError):
     """The station's record cannot be used now: locked, full, gone."""
 
 
+class DiskFullError(MakelError):
+    """No room on the disk for what was sent."""
+
+
 class CandidateError(MakelError):
     """A version of a model that must not judge."""
 
@@ -87,6 +93,10 @@ class Overloaded(MakelError):  # noqa: N818  a state that passes, not a mistake
 
 class TooLargeError(MakelError):
     """More bytes or pixels than are accepted."""
+
+
+class StalledError(MakelError):
+    """A request that stopped arriving."""
 
 
 class UnauthorisedError(MakelError):
@@ -122,6 +132,8 @@ CODES: dict[type[MakelError], tuple[int, int]] = {
     ForbiddenError: (15, 403),
     BrokenRecordError: (16, 500),
     CandidateError: (17, 409),
+    StalledError: (18, 408),
+    DiskFullError: (19, 507),
     MakelError: (70, 500),
 }
 

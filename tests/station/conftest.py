@@ -13,6 +13,7 @@ import pytest
 
 import tiny_model
 from makel.station.access import Access, Tokens
+from makel.station.decoding import Decoders
 from makel.station.service import create_app, listen, server
 from makel.station.station import Settings, Station
 
@@ -60,11 +61,19 @@ def wait_for(condition, timeout_s=30):
     raise AssertionError(f"did not happen within {timeout_s} s")
 
 
+@pytest.fixture(scope="session")
+def decoders():
+    """Processes that decode, shared by all stations that are given them: each takes a moment to start."""
+    opened = Decoders(2)
+    yield opened
+    opened.close()
+
+
 @pytest.fixture
-def station(tmp_path, station_folder):
+def station(tmp_path, station_folder, decoders):
     """A station that serves "part"."""
     shutil.copytree(station_folder, tmp_path / "station")
-    with Station.open(tmp_path / "station", SETTINGS) as opened:
+    with Station.open(tmp_path / "station", SETTINGS, decoders=decoders) as opened:
         yield opened
 
 

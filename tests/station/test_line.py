@@ -6,7 +6,9 @@ import pytest
 import tiny_model
 from conftest import DEFECT, GOOD, held
 from makel.errors import Overloaded
+from makel.images import decode
 from makel.model.inspector import Inspector
+from makel.station.decoding import LargeImageError
 from makel.station.line import Line
 
 
@@ -51,7 +53,9 @@ def test_what_is_no_image_is_a_fail_safe_reject(make_line, image, reason):
 
 
 def test_an_image_over_the_pixel_cap_is_a_fail_safe_reject(make_line):
-    judged = send(make_line(max_pixels=1000), GOOD)[1].result(30)
+    judged = send(make_line(decode=lambda data, *, name, large: decode(data, name=name, max_pixels=1000)), GOOD)[
+        1
+    ].result(30)
     assert "at most 1000 are read" in judged.reason
 
 
@@ -148,3 +152,23 @@ def test_a_done_that_fails_does_not_end_the_line(make_line):
     line.submit(GOOD, name="a", done=lambda _: 1 / 0)
     assert send(line, GOOD)[1].result(30).verdict.verdict == "pass"
     assert line.drain(30)
+
+
+def test_a_large_image_is_decoded_and_judged_beside_the_others(make_line):
+    """What is small passes it, also at the model."""
+    go, begun = threading.Event(), threading.Event()
+
+    def slowly(data, *, name, large):
+        if data == DEFECT and not large:
+            raise LargeImageError
+        if data == DEFECT:
+            begun.set()
+            go.wait(30)
+        return decode(data, name=name)
+
+    line = make_line(decode=slowly)
+    large = [send(line, DEFECT)[1] for _ in range(3)]
+    assert begun.wait(30)
+    assert [send(line, GOOD)[1].result(30).verdict.verdict for _ in range(3)] == ["pass"] * 3
+    go.set()
+    assert [future.result(30).verdict.verdict for future in large] == ["reject"] * 3

@@ -253,7 +253,7 @@ def test_an_earlier_decision_is_drawn_by_the_model_that_made_it(station, models)
     station.activate("part", 2, by="test", role="engineer")
     inspector = station.inspector_of(first)
     assert inspector.model_id == first.model_id != station.line().inspector.model_id
-    assert station.look(inspector, DEFECT).score == first.score
+    assert station.look(inspector, station.decode(DEFECT)).score == first.score
 
 
 def test_a_state_file_that_is_damaged_is_said_so(station):

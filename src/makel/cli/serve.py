@@ -43,6 +43,9 @@ def serve(
         float | None, typer.Option(min=1, help="An image without a decision by then is a reject.", show_default="none")
     ] = None,
     max_body_mb: Annotated[int, typer.Option(min=1, help="Megabytes one request may bring.")] = 64,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="An image of more is a reject; each takes 30 bytes of memory.")
+    ] = 30_000_000,
     require_token: Annotated[
         bool, typer.Option("--require-token", help="Ask for a token on the loopback too.")
     ] = False,
@@ -95,6 +98,7 @@ def serve(
         queue=queue,
         batch=batch,
         deadline_s=None if deadline_ms is None else deadline_ms / 1000,
+        max_pixels=max_pixels,
         threads=threads,
         provider=provider,
     )
@@ -116,7 +120,9 @@ def serve(
         with connections:
             shown = f"[{host}]" if ":" in host else host
             put(f"makel: serving on http://{shown}:{socket.getsockname()[1]}", error=True)
+            station.decoders.start(settings.workers)
             server(app).run([socket])
+            station.drain()  # before the connections stop, which wait for what they have handed in
 
 
 @tokens.command("add")

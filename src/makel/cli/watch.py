@@ -51,6 +51,9 @@ def watch(
         str | None, typer.Option(metavar="URL", help="PostgreSQL for the record.", show_default="SQLite in DIR")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="An image of more is a reject; each takes 30 bytes of memory.")
+    ] = 30_000_000,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Processor threads to use at most.", show_default="the cores, 4 at most"),
@@ -62,13 +65,14 @@ def watch(
     from makel.model.folder import open_folder
     from makel.station.assembly import assemble
     from makel.station.connections import Connections, Wiring
+    from makel.station.ending import STOP_S, end_within
     from makel.station.inbox import check_folder
     from makel.station.station import Settings
 
     if trigger and opcua is None:
         raise UsageError("--trigger waits for Start over OPC UA: say where to serve it with --opcua")
     deadline_s = None if deadline_ms is None else deadline_ms / 1000
-    settings = Settings(deadline_s=deadline_s, threads=threads, provider=provider)
+    settings = Settings(deadline_s=deadline_s, max_pixels=max_pixels, threads=threads, provider=provider)
     name = model.resolve().name
     open_folder(model)  # what cannot be watched leaves no station behind
     check_folder(folder)
@@ -89,14 +93,21 @@ def watch(
             lead_s=lead_ms / 1000,
         )
         stopped = threading.Event()
+
+        def stop(*_: object) -> None:
+            end_within(STOP_S)
+            stopped.set()
+
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: stopped.set())
+            signal.signal(number, stop)
         station.listen(lambda recorded: _print(recorded, as_json=as_json))
         for problem in station.warnings():
             put(f"makel: {problem}", error=True)
+        station.decoders.start(settings.workers)
         with Connections(station, wiring) as connections:
             put(f"makel: watching {folder} with {name} version {version.version}", error=True)
             _say_news(connections, assembly.drift, stopped)
+            station.drain()  # before the connections stop, which wait for what they have handed in
 
 
 def _say_news(connections: Connections, drift: Drift, stopped: threading.Event) -> None:

@@ -13,7 +13,17 @@ from makel.images.containers import Header
 from makel.images.folders import PassedOver, find, in_words, kind_of, misnamed, passed_over
 from makel.images.formats import SUFFIXES, ending, is_image_name
 from makel.images.preparation import Kind, Preparation, coloured, prepare
-from makel.images.reading import MAX_PIXELS, decode, decode_all, file_size, read, read_header, shown, work_ahead
+from makel.images.reading import (
+    MAX_PIXELS,
+    decode,
+    decode_all,
+    decode_header,
+    file_size,
+    read,
+    read_header,
+    shown,
+    work_ahead,
+)
 from makel.images.rows import MAX_STREAMED_PIXELS, DecodedRows, Rows, open_rows, read_reduced, reduction
 
 __all__ = [
@@ -29,6 +39,7 @@ __all__ = [
     "coloured",
     "decode",
     "decode_all",
+    "decode_header",
     "ending",
     "file_size",
     "find",

@@ -116,6 +116,18 @@ def decode(data: bytes, *, name: str = "image", max_pixels: int = MAX_PIXELS) ->
         return _pixels(stream, size, header, max_pixels)
 
 
+def decode_header(data: bytes, *, name: str = "image") -> Header:
+    """Look at an image from the bytes of its file without decoding it, as `read_header` does at a file.
+
+    Raises:
+        ImageError: As `read_header`.
+    """
+    with _named(name):
+        if not data:
+            raise Malformed("is empty, 0 bytes: send it again")
+        return _header(io.BytesIO(data), len(data), _known_format(data[:START]))
+
+
 def decode_all(
     paths: Iterable[str | os.PathLike[str]],
     *,

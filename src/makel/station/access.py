@@ -12,14 +12,12 @@ import json
 import os
 import secrets
 import threading
-from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Literal
 
-from fastapi import Request
+from fastapi import Depends, Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -34,9 +32,6 @@ ROLES: tuple[Role, ...] = ("operator", "engineer")
 
 COOKIE = "makel_token"
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_OPEN_PATHS = ("/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/", "/session", "/openapi.json")
-"""Who needs no token: health, and the page itself, which holds nothing until it has one."""
-
 _HEADERS = {
     # The page's own files are all it may load; nothing may frame it but itself, which shows reports.
     "Content-Security-Policy": (
@@ -211,32 +206,24 @@ class Access:
             )
         return cls(tokens, token_needed=True, hosts=LOOPBACK if host in LOOPBACK else None)
 
-    def admit(self, method: str, path: str, headers: Headers) -> Principal | None:
-        """Who asks; None for somebody unknown where nobody need be known.
+    def admit(self, method: str, headers: Headers) -> Principal | None:
+        """Who asks; None for somebody unknown, whom `check_role` lets do what needs no role.
 
         Raises:
-            UnauthorisedError: A token is needed and none, or an unknown one, was sent.
+            UnauthorisedError: An unknown token was sent.
             ForbiddenError: The request comes by way of another site.
         """
         host = headers.get("host", "")
         if self.hosts is not None and _host_name(host) not in self.hosts:
             raise ForbiddenError(f"this station is not {host[:100]!r}: call it by {' or '.join(self.hosts)}")
         if method not in ("GET", "HEAD", "OPTIONS"):
-            origin = headers.get("origin")
-            if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
-                raise ForbiddenError(f"a page of {origin[:100]!r} asks, and this station serves its own page only")
-            if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
-                raise ForbiddenError("a page of another site asks, and this station serves its own page only")
+            check_site(headers)
         if not self.token_needed:
             return LOCAL
         kind, _, sent = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer":
             sent = cookie_parser(headers.get("cookie", "")).get(COOKIE, "")
-        if sent:
-            return self.tokens.owner(sent.strip())
-        if path in _OPEN_PATHS or path.startswith("/page/"):
-            return None
-        raise UnauthorisedError("a token is needed: send it as 'Authorization: Bearer TOKEN'")
+        return self.tokens.owner(sent.strip()) if sent else None
 
 
 class CheckAccess:
@@ -260,30 +247,60 @@ class CheckAccess:
             await send(message)
 
         try:
-            who = self._access.admit(scope["method"], scope["path"], Headers(scope=scope))
+            who = self._access.admit(scope["method"], Headers(scope=scope))
         except MakelError as error:
             await response_to(error)(scope, receive, with_headers)
             return
         scope.setdefault("state", {})["principal"] = who
+        scope["state"]["still_known"] = lambda: self._still_knows(scope, who)
         await self._app(scope, receive, with_headers)
 
+    def _still_knows(self, scope: Scope, who: Principal | None) -> bool:
+        """Whether whoever began a long answer may still have the rest of it."""
+        try:
+            return self._access.admit(scope["method"], Headers(scope=scope)) == who
+        except MakelError:
+            return False
 
-def needs(role: Role) -> Callable[[Request], Awaitable[Principal]]:
-    """A dependency: whoever asks is known and has at least this role."""
 
-    async def principal(request: Request) -> Principal:  # async: in a thread it would cost more than it does
-        who: Principal | None = request.state.principal
-        if who is None:
-            raise UnauthorisedError("a token is needed: send it as 'Authorization: Bearer TOKEN'")
-        if ROLES.index(who.role) < ROLES.index(role):
-            raise ForbiddenError(f"{who.name} is {who.role}, and this needs the role {role}")
-        return who
+def check_site(headers: Headers) -> None:
+    """Turn away what a browser asks for because another site's page told it to: also a picture costs work here.
 
-    return principal
+    Raises:
+        ForbiddenError: It does.
+    """
+    origin, host = headers.get("origin"), headers.get("host", "")
+    if origin is not None and origin.lower().partition("://")[2] != host.lower():
+        raise ForbiddenError(f"a page of {origin[:100]!r} asks, and this station serves its own page only")
+    if headers.get("sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        raise ForbiddenError("a page of another site asks, and this station serves its own page only")
+
+
+def check_role(who: Principal | None, role: Role) -> Principal:
+    """Who asks, where they may.
+
+    Raises:
+        UnauthorisedError: Nobody known.
+        ForbiddenError: Somebody whose role is less than that.
+    """
+    if who is None:
+        raise UnauthorisedError("a token is needed: send it as 'Authorization: Bearer TOKEN'")
+    if ROLES.index(who.role) < ROLES.index(role):
+        raise ForbiddenError(f"{who.name} is {who.role}, and this needs the role {role}")
+    return who
+
+
+async def _known(request: Request) -> Principal:  # async: in a thread it would cost more than it does
+    who: Principal | None = request.state.principal
+    return check_role(who, ROLES[0])
+
+
+Known = Annotated[Principal, Depends(_known)]
+"""An argument of an endpoint: who asks. What they may do is declared on its route."""
 
 
 def _hash(salt: bytes, secret: str) -> str:
-    return sha256(salt + secret.encode()).hexdigest()
+    return sha256(salt + secret.encode("utf-8", "surrogatepass")).hexdigest()  # what JSON can hold is no text always
 
 
 def _host_name(host: str) -> str:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import stat
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
-from makel.errors import TooLargeError, UsageError
+from makel.errors import DiskFullError, TooLargeError, UsageError
 
 _LITTER = ("__MACOSX", ".DS_Store", "Thumbs.db", "desktop.ini")
 """What systems put into archives by themselves."""
 
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _BLOCK_BYTES = 2**20
+_LIST_BYTES = 8 * 2**20
+_DAMAGED = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError,
+    ValueError, OverflowError, IndexError, OSError,
+)  # fmt: skip
+"""What `zipfile` raises for a file that is damaged."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +58,33 @@ def unpack(archive: BinaryIO, target: Path, limits: ArchiveLimits | None = None,
     """
     limits = limits or ArchiveLimits()
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with zipfile.ZipFile(cast(BinaryIO, _Listed(archive, name))) as opened:
             members = [item for item in opened.infolist() if not item.is_dir() and not _is_litter(item.filename)]
             _check(members, limits, name)
             left = limits.unpacked_bytes
             for member in members:
                 left -= _extract(opened, member, target, left, name)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except _DAMAGED as error:
         raise UsageError(f"{name} is no zip file, or damaged: {' '.join(str(error).split())}") from error
     if not members:
         raise UsageError(f"{name} holds no file")
     inside = list(target.iterdir())
     return inside[0] if len(inside) == 1 and inside[0].is_dir() else target
+
+
+class _Listed:
+    """An archive whose list of files is of a size that was agreed on: `zipfile` reads all of it before it looks."""
+
+    def __init__(self, archive: BinaryIO, name: str) -> None:
+        self._archive, self._name = archive, name
+
+    def read(self, size: int = -1) -> bytes:
+        if size > _LIST_BYTES:
+            raise TooLargeError(f"{self._name} has a list of {size} bytes of its files, at most {_LIST_BYTES} are read")
+        return self._archive.read(size if size >= 0 else _LIST_BYTES)  # to the end: of the last 64 kB, by its format
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._archive, name)
 
 
 def _check(members: list[zipfile.ZipInfo], limits: ArchiveLimits, name: str) -> None:
@@ -110,6 +134,8 @@ def _extract(opened: zipfile.ZipFile, member: zipfile.ZipInfo, target: Path, lef
                     raise TooLargeError(f"{name} is larger than it says: more than the bytes that are taken")
                 file.write(block)
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFullError(f"the disk is full while {name} is unpacked: free some space there") from error
         raise UsageError(
             f"{name} holds {member.filename[:100]!r}, which cannot be written: {error.strerror}"
         ) from error

@@ -84,6 +84,7 @@ class Connections:
                 settle_s=wiring.settle_s,
                 give_up_s=wiring.give_up_s,
                 deadline_s=station.settings.deadline_s,
+                decode=station.decoders.decode,
             )
             for model, folder in wiring.watched.items()
         }
@@ -96,6 +97,7 @@ class Connections:
                 settle_s=min(wiring.settle_s, wiring.deadline_s / 4),
                 deadline_s=wiring.deadline_s,
                 lead_s=wiring.lead_s,
+                decode=station.decoders.decode,
             )
             for model, folder in wiring.triggered.items()
         }

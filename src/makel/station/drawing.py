@@ -7,7 +7,6 @@ from typing import Any, Literal
 import cv2
 from numpy.typing import NDArray
 
-from makel.images import decode
 from makel.model import overlay
 from makel.model.inspector import Inspector
 from makel.types import Verdict
@@ -15,29 +14,25 @@ from makel.types import Verdict
 Picture = Literal["overlay", "mask"]
 
 
-def draw(verdict: Verdict, inspector: Inspector, image: bytes, picture: Picture) -> bytes:
+def draw(verdict: Verdict, inspector: Inspector, image: NDArray[Any], picture: Picture) -> bytes:
     """One picture of a verdict.
 
     Args:
         verdict: What was said of the image.
         inspector: What said it.
-        image: The bytes of the image file.
+        image: As `images.decode` gives it.
         picture: "overlay", heat over the image with a caption; or "mask", 255 where the map is above the threshold.
 
     Returns:
         The bytes of a PNG file.
-
-    Raises:
-        ImageError: The image cannot be read.
     """
     threshold = inspector.calibration.pixel_threshold
     if picture == "mask":
         pixels = overlay.mask(verdict.anomaly_map, threshold, inspector.rules)
     else:
         white_level = inspector.manifest.preprocessing.white_level
-        pixels = overlay.draw(decode(image), verdict, threshold, white_level=white_level, rules=inspector.rules)[
-            ..., ::-1
-        ]
+        drawn = overlay.draw(image, verdict, threshold, white_level=white_level, rules=inspector.rules)
+        pixels = drawn[..., ::-1]
     return png(pixels)
 
 

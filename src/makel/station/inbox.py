@@ -16,7 +16,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from makel.errors import ImageError, UsageError
-from makel.images import decode, in_words, is_image_name, kind_of, shown
+from makel.images import in_words, is_image_name, kind_of, shown
+from makel.station.decoding import Decode, decode_here
 
 if TYPE_CHECKING:
     from makel.station.decisions import Recorded
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
 
 OVERLOOKED_S = 10.0
 """A file with another name than an image's may be one that is still being written, and renamed then."""
+
+_LARGEST_BYTES = 512 * 2**20
+"""As many as a station holds of all images under way: no larger one would ever be accepted."""
 
 
 class Decider(Protocol):
@@ -98,7 +102,9 @@ class Inbox:
         done: Where decided files go, below it into `pass/` and `reject/`; None leaves them where they are.
     """
 
-    def __init__(self, folder: Path, *, done: Path | None = None, settle_s: float = 0.2) -> None:
+    def __init__(
+        self, folder: Path, *, done: Path | None = None, settle_s: float = 0.2, decode: Decode = decode_here
+    ) -> None:
         """Look at `folder`.
 
         Args:
@@ -106,12 +112,13 @@ class Inbox:
                 links, and folders in it are left alone.
             done: A folder on the same file system, so that a file goes there whole or not at all. It is made.
             settle_s: Seconds that a file's size and modification time must stand still before it counts as written.
+            decode: What tells whether a file is a whole image.
 
         Raises:
             UsageError: It is no folder, or `done` is the same one, or on another file system.
         """
         check_folder(folder)
-        self.folder, self.done, self._settle_s = folder, done, settle_s
+        self.folder, self.done, self._settle_s, self._decode = folder, done, settle_s, decode
         self._waiting: dict[str, Waiting] = {}
         self._decided: dict[str, Arrival] = {}
         self._others: dict[str, tuple[float, str | None]] = {}  # name → since when, and what it is once that is known
@@ -191,6 +198,8 @@ class Inbox:
 
         All is decoded, because a header is whole long before its pixels are.
         """
+        if arrival.size > _LARGEST_BYTES:
+            return b"", f"{arrival.name} is {arrival.size} bytes, at most {_LARGEST_BYTES} are read: cut it into parts"
         try:
             data = arrival.path.read_bytes()
         except FileNotFoundError:
@@ -200,7 +209,7 @@ class Inbox:
         if _look(arrival.path) != arrival or len(data) != arrival.size:
             return data, f"{arrival.name} is still being written"
         try:
-            decode(data, name=arrival.name)
+            self._decode(data, name=arrival.name)
         except ImageError as error:
             return data, str(error)
         return data, ""

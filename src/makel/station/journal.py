@@ -24,6 +24,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,8 @@ _FORM = "makel-journal-2"
 _FORM_BEFORE = "makel-journal-1"  # without marks, and without its size in the first line
 _MARK = re.compile(rb"[0-9a-f]{16} (end ([0-9]{1,9}))\n")
 _CHUNK = 200
+_SHARE = 0.8
+"""Of the time left until a deadline: the journal needs the rest."""
 
 
 class Journal:
@@ -226,6 +229,7 @@ class Recorder:
         self._since = now()
         if len(journal):
             self._due.set()
+        self._in_time = ThreadPoolExecutor(1, "makel-record")  # starts its thread with the first deadline
         self._thread = threading.Thread(target=self._bring, name="makel-recorder", daemon=True)
         self._thread.start()
 
@@ -233,8 +237,13 @@ class Recorder:
         """Bring one decision into the record; see `append_all`."""
         return self.append_all([decision])[0]
 
-    def append_all(self, decisions: Sequence[Decision]) -> list[Recorded]:
+    def append_all(self, decisions: Sequence[Decision], *, patience_s: float | None = None) -> list[Recorded]:
         """Bring decisions into the record, or into the journal while that is away. Then they are on the disk.
+
+        Args:
+            decisions: What was decided.
+            patience_s: For how long the record may take them before the journal does; None for its own time limit.
+                A record that takes them after all has each once all the same, as after a crash.
 
         Returns:
             As `Store.append_all`; for decisions that wait in the journal, number 0 and no hash.
@@ -244,9 +253,13 @@ class Recorder:
         """
         if not self._journal_takes(decisions, None):
             try:
-                return self._store.append_all(decisions)
+                if patience_s is None:
+                    return self._store.append_all(decisions)
+                return self._in_time.submit(self._store.append_all, decisions).result(_SHARE * patience_s)
             except StoreError as error:
                 self._journal_takes(decisions, str(error))
+            except TimeoutError:
+                self._journal_takes(decisions, "the record did not take a decision before its deadline")
         return [Recorded(0, decision, "") for decision in decisions]
 
     def arrived(self, arrival: str) -> list[Recorded]:
@@ -266,6 +279,7 @@ class Recorder:
             self._closing.set()
             self._due.set()
         self._thread.join()
+        self._in_time.shutdown()
         self._journal.close()
 
     def __enter__(self) -> Recorder:

@@ -21,14 +21,49 @@ from time import perf_counter
 from typing import TypeVar
 
 from makel.errors import MakelError, Overloaded
-from makel.images import MAX_PIXELS, decode
 from makel.model.inspector import Inspector, Prepared
+from makel.station.decoding import Decode, LargeImageError, decode_here
 from makel.station.look import Look, Observer
 from makel.types import Verdict
 
 Result = TypeVar("Result")
 
+_BATCH_PIXELS = 16_000_000
+"""An image after so many waits for the next batch: the map of each is as large as the image."""
+
+_STUCK_S = 10.0
+_LEAVE_S = 2.0
+
 _log = logging.getLogger(__name__)
+
+
+class _Fair:
+    """Images that wait, one of each request in turn: a form with many does not hold up who sends one."""
+
+    def __init__(self) -> None:
+        self._groups: dict[object, deque[Ticket]] = {}
+
+    def __len__(self) -> int:
+        return sum(map(len, self._groups.values()))
+
+    def __contains__(self, ticket: Ticket) -> bool:
+        return ticket in self._groups.get(ticket.group, ())
+
+    def append(self, ticket: Ticket) -> None:
+        self._groups.setdefault(ticket.group, deque()).append(ticket)
+
+    def popleft(self) -> Ticket:
+        group = next(iter(self._groups))
+        tickets = self._groups.pop(group)
+        ticket = tickets.popleft()
+        if tickets:
+            self._groups[group] = tickets  # behind the others
+        return ticket
+
+    def remove(self, ticket: Ticket) -> None:
+        self._groups[ticket.group].remove(ticket)
+        if not self._groups[ticket.group]:
+            del self._groups[ticket.group]
 
 
 @dataclass(frozen=True)
@@ -41,6 +76,8 @@ class Judged:
         inspector: What said it; None where no model answered.
         latency_ms: From accepted to decided.
         look: What the image looks like; None where there is no verdict.
+        deadline_s: When the decision has to be recorded, by `perf_counter`; None for whenever.
+        allowed_ms: From accepted to that deadline.
     """
 
     verdict: Verdict | None
@@ -48,6 +85,13 @@ class Judged:
     inspector: Inspector | None
     latency_ms: float
     look: Look | None = None
+    deadline_s: float | None = None
+    allowed_ms: float = 0.0
+
+    def late(self) -> Judged:
+        """What it is once the deadline has passed: a fail-safe reject."""
+        latency_ms = max(self.latency_ms, self.allowed_ms)
+        return Judged(None, f"no decision within {self.allowed_ms:g} ms", None, latency_ms)
 
 
 @dataclass(eq=False)
@@ -59,6 +103,7 @@ class Ticket:
     accepted_s: float
     deadline_s: float | None  # both by perf_counter
     done: Callable[[Judged], None] | None
+    group: object
     inspector: Inspector | None = None
     prepared: Prepared | None = None
     look: Look | None = None
@@ -89,7 +134,7 @@ class Line:
         queue: int = 64,
         batch: int = 4,
         workers: int = 2,
-        max_pixels: int = MAX_PIXELS,
+        decode: Decode = decode_here,
     ) -> None:
         """Start the threads.
 
@@ -99,25 +144,31 @@ class Line:
             queue: Images under way at most; the next one is refused.
             batch: Images the model takes at once, at most.
             workers: Threads that decode.
-            max_pixels: A larger image is a fail-safe reject.
+            decode: What decodes; an image it refuses is a fail-safe reject.
         """
         self.name, self.queue, self.batch = name, queue, batch
-        self._inspector, self._max_pixels = inspector, max_pixels
+        self._inspector, self._decode_image = inspector, decode
         self._observer = Observer(inspector)
         self._ahead = batch + workers
-        self._waiting: deque[Ticket] = deque()
+        self._waiting, self._large = _Fair(), _Fair()
         self._ready: deque[Ticket | _Errand] = deque()
         self._deadlines: list[tuple[float, int, Ticket]] = []
         self._order = itertools.count()
+        self._under_way: set[Ticket] = set()
+        self._moved_s = 0.0
         self._open = self._decoding = 0
         self._closing = self._stopped = False
-        self._lock = threading.Lock()
+        self._lock, self._judging_large = threading.Lock(), threading.Lock()
         self._can_decode, self._can_judge, self._can_expire, self._idle = (
             threading.Condition(self._lock) for _ in range(4)
         )
         self._threads = [
             threading.Thread(target=target, name=f"makel-{what}-{name}", daemon=True)
-            for what, target in [*[("decode", self._decode)] * workers, ("judge", self._judge), ("clock", self._expire)]
+            for what, target in [
+                *[("decode", self._decode), ("large", self._decode_large)] * workers,
+                ("judge", self._judge),
+                ("clock", self._expire),
+            ]
         ]
         for thread in self._threads:
             thread.start()
@@ -133,7 +184,13 @@ class Line:
         return self._open
 
     def submit(
-        self, image: bytes, *, name: str, done: Callable[[Judged], None], deadline_s: float | None = None
+        self,
+        image: bytes,
+        *,
+        name: str,
+        done: Callable[[Judged], None],
+        deadline_s: float | None = None,
+        group: object = None,
     ) -> Ticket:
         """Accept an image.
 
@@ -143,6 +200,7 @@ class Line:
             done: Called once, on a thread of the line, with what became of the image. It may wait, and thereby hold the
                 line back; it must not raise.
             deadline_s: Seconds from now after which it is a fail-safe reject.
+            group: What it came with: images of different groups are taken in turn.
 
         Returns:
             What `cancel` takes.
@@ -151,11 +209,13 @@ class Line:
             Overloaded: As many images as `queue` are under way, or the line is closing. Nothing was accepted.
         """
         now = perf_counter()
-        ticket = Ticket(name, image, now, None if deadline_s is None else now + deadline_s, done)
+        ticket = Ticket(name, image, now, None if deadline_s is None else now + deadline_s, done, group)
         with self._lock:
             self._admit()
+            self._moved_s = self._moved_s if self._under_way else now
+            self._under_way.add(ticket)
             self._waiting.append(ticket)
-            self._can_decode.notify()
+            self._can_decode.notify_all()
             if ticket.deadline_s is not None:
                 heapq.heappush(self._deadlines, (ticket.deadline_s, next(self._order), ticket))
                 self._can_expire.notify()
@@ -168,9 +228,9 @@ class Line:
             Whether it was still waiting. Its `done` is then never called.
         """
         with self._lock:
-            if ticket not in self._waiting:
+            if not self._forget(ticket):
                 return False
-            self._waiting.remove(ticket)
+            self._under_way.discard(ticket)
             ticket.image = ticket.done = None
             self._leave()
             return True
@@ -211,23 +271,44 @@ class Line:
             return before
 
     def drain(self, timeout_s: float | None = None) -> bool:
-        """Accept nothing more, and wait for what was accepted.
+        """Accept nothing more, and wait for what was accepted; what is not done in time is a fail-safe reject.
 
         Returns:
-            Whether all of it is done.
+            Whether all of it was done in time.
         """
         with self._lock:
             self._closing = True
-            return self._idle.wait_for(lambda: not self._open, timeout_s)
+            finished = self._idle.wait_for(lambda: not self._open, timeout_s)
+            left = list(self._under_way)
+        for ticket in left:
+            self._settle(ticket, None, f"{ticket.name} had no decision when the station was ended")
+        return finished
 
     def close(self) -> None:
-        """End the threads. What is still under way is never done: `drain` first."""
+        """End the threads, but one that a decoder or the model does not let go of. `drain` first."""
         with self._lock:
             self._closing = self._stopped = True
             for condition in (self._can_decode, self._can_judge, self._can_expire, self._idle):
                 condition.notify_all()
         for thread in self._threads:
-            thread.join()
+            thread.join(_LEAVE_S)
+
+    @property
+    def stuck(self) -> str:
+        """Why nothing comes off the line although images are under way; "" where it does."""
+        with self._lock:
+            waited_s = perf_counter() - self._moved_s
+            if not self._under_way or waited_s < _STUCK_S:
+                return ""
+            return f"{self.name} has decided nothing for {waited_s:.0f} s, with {len(self._under_way)} images under way"
+
+    def _forget(self, ticket: Ticket) -> bool:
+        """Take an image out of the queue it waits in; whether it was in one."""
+        for waiting in (self._waiting, self._large):
+            if ticket in waiting:
+                waiting.remove(ticket)
+                return True
+        return False
 
     def _admit(self) -> None:
         if self._closing:
@@ -246,38 +327,52 @@ class Line:
     def _settle(self, ticket: Ticket, verdict: Verdict | None, reason: str, inspector: Inspector | None = None) -> None:
         """Say what became of an image; whoever comes second, model or clock, is not heard."""
         now = perf_counter()
+        look = ticket.look if verdict else None
+        allowed_ms = 0.0 if ticket.deadline_s is None else 1000 * (ticket.deadline_s - ticket.accepted_s)
+        judged = Judged(
+            verdict, reason, inspector, 1000 * (now - ticket.accepted_s), look, ticket.deadline_s, allowed_ms
+        )
         if ticket.deadline_s is not None and now >= ticket.deadline_s:
-            allowed_ms = 1000 * (ticket.deadline_s - ticket.accepted_s)
-            verdict, reason, inspector = None, f"no decision within {allowed_ms:g} ms", None
+            judged = judged.late()
         with self._lock:
             done, ticket.done, ticket.image = ticket.done, None, None
+            self._under_way.discard(ticket)
+            self._moved_s = now
         if done is None:
             return
         try:
-            look = ticket.look if verdict else None
-            done(Judged(verdict, reason, inspector, 1000 * (now - ticket.accepted_s), look))
+            done(judged)
         except Exception:
             _log.exception("%s: %s was judged, and whoever wanted to know failed", self.name, ticket.name)
         with self._lock:
             self._leave()
 
-    def _decode(self) -> None:
+    def _decode_large(self) -> None:
+        """As `_decode`, for images that take long: what is small does not wait behind them."""
+        self._decode(large=True)
+
+    def _decode(self, *, large: bool = False) -> None:
+        source = self._large if large else self._waiting
         while True:
             with self._lock:
-                while not (self._waiting and len(self._ready) + self._decoding < self._ahead):
+                while not (source and len(self._ready) + self._decoding < self._ahead):
                     if self._stopped:
                         return
                     self._can_decode.wait()
-                ticket = self._waiting.popleft()
+                ticket = source.popleft()
                 image, inspector, observer = ticket.image, self._inspector, self._observer
                 self._decoding += 1
-            reason = ""
+            reason, is_large = "", False
             try:
                 if image is not None:
-                    pixels = decode(image, name=ticket.name, max_pixels=self._max_pixels)
+                    pixels = self._decode_image(image, name=ticket.name, large=large)
                     ticket.inspector, ticket.prepared = inspector, inspector.prepare(pixels, ticket.name)
                     del pixels  # not kept while this thread waits for the next one
                     ticket.look = self._look(observer, ticket)
+                    if large:
+                        self._judge_large(ticket)
+            except LargeImageError:
+                is_large = True
             except MakelError as error:
                 reason = str(error)
             except Exception as error:  # a line goes on, whatever a file does to a decoder
@@ -288,12 +383,21 @@ class Line:
                 self._settle(ticket, None, reason)
             with self._lock:
                 self._decoding -= 1
-                if ticket.done is not None:
+                if is_large and ticket.done is not None:
+                    self._large.append(ticket)
+                    self._can_decode.notify_all()
+                elif ticket.done is not None:
                     ticket.image = None
                     self._ready.append(ticket)
                     self._can_judge.notify()
                 else:
-                    self._can_decode.notify()
+                    self._can_decode.notify_all()
+
+    def _judge_large(self, ticket: Ticket) -> None:
+        """Judge a large image here, one at a time: its map takes so long that others would wait for it at the model."""
+        with self._judging_large:
+            if ticket.done is not None:
+                self._judge_batch([ticket])
 
     def _look(self, observer: Observer, ticket: Ticket) -> Look | None:
         """What an image looks like; no part is rejected for want of that."""
@@ -315,6 +419,7 @@ class Line:
                 while (
                     batch
                     and len(batch) < self.batch
+                    and sum(map(_pixels, batch)) <= _BATCH_PIXELS
                     and self._ready
                     and isinstance(following := self._ready[0], Ticket)
                     and following.inspector is batch[0].inspector
@@ -360,6 +465,9 @@ class Line:
                     self._can_expire.wait(left_s)
                     continue
                 ticket = heapq.heappop(self._deadlines)[2]
-                if ticket in self._waiting:
-                    self._waiting.remove(ticket)
+                self._forget(ticket)
             self._settle(ticket, None, "")
+
+
+def _pixels(ticket: Ticket) -> int:
+    return ticket.prepared.width_px * ticket.prepared.height_px if ticket.prepared else 0

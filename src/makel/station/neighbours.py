@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from makel.errors import MakelError, NotFoundError
-from makel.images import decode
 from makel.model import overlay
 from makel.station.decisions import Recorded
 from makel.station.filters import Filter
@@ -105,7 +104,7 @@ class Neighbours:
             if image_sha256 in self._seen:
                 self._seen.move_to_end(image_sha256)
                 return self._seen[image_sha256]
-        pixels = decode(self._station.picture(recorded), max_pixels=self._station.settings.max_pixels)
+        pixels = self._station.decode(self._station.picture(recorded))
         small = _small(overlay.plain(pixels, white_level=white_level, longest_px=(1, 512)))
         with self._lock:
             self._seen[image_sha256] = small

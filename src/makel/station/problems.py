@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from http import HTTPStatus
@@ -12,11 +13,15 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
-from makel.errors import MakelError, Overloaded, UnauthorisedError, http_status
+from makel.errors import DiskFullError, MakelError, Overloaded, UnauthorisedError, http_status
 
 RETRY_AFTER_S = 1
 """A full queue has room again within a second."""
+
+GONE = 499
+"""What nginx calls a client that has closed the connection."""
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -73,9 +78,17 @@ def install(app: FastAPI) -> None:
         assert isinstance(error, MakelError)
         return response_to(error)
 
+    async def os_error(request: Request, error: Exception) -> Response:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return response_to(DiskFullError("the station's disk is full, so nothing was kept: free some space there"))
+        return await unexpected(request, error)
+
     async def http_error(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         return response(error.status_code, "HTTPException", str(error.detail), dict(error.headers or {}))
+
+    async def gone(*_: object) -> Response:
+        return Response(status_code=GONE)  # nobody reads it
 
     async def invalid(_: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
@@ -88,6 +101,8 @@ def install(app: FastAPI) -> None:
         return response(500, type(error).__name__, "a mistake in makel; the station's log has the details")
 
     app.add_exception_handler(MakelError, makel_error)
+    app.add_exception_handler(ClientDisconnect, gone)
+    app.add_exception_handler(OSError, os_error)
     app.add_exception_handler(HTTPException, http_error)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, unexpected)

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from time import monotonic
+from time import monotonic, perf_counter
 
 from makel.errors import MakelError, Overloaded, StoreError
 from makel.station.decisions import Decision, Recorded
@@ -37,12 +37,21 @@ class Entry:
         image: The bytes as they came; empty where none came.
         settle: Called once with what was recorded, or with why it could not be.
         release: Called once when the image is no longer held.
+        deadline_s: When it has to be recorded, by `perf_counter`; None for whenever.
+        late: What is recorded in its place once that has passed.
     """
 
     decision: Decision
     image: bytes
     settle: Callable[[Recorded | MakelError], None]
     release: Callable[[], None] = lambda: None
+    deadline_s: float | None = None
+    late: Decision | None = None
+
+    def at(self, now_s: float) -> Entry:
+        """The same, with what is to be recorded at this moment as its decision."""
+        is_late = self.deadline_s is not None and now_s >= self.deadline_s
+        return replace(self, decision=self.late, deadline_s=None) if is_late and self.late else self
 
 
 class Recording:
@@ -140,10 +149,12 @@ class Recording:
 
     def _record(self, entries: Sequence[Entry], hashes: Sequence[str]) -> None:
         results: Sequence[Recorded | MakelError]
+        now_s = perf_counter()
+        entries = [entry.at(now_s) for entry in entries]
+        patience_s = min((entry.deadline_s - now_s for entry in entries if entry.deadline_s is not None), default=None)
+        decisions = [replace(entry.decision, image_sha256=name) for entry, name in zip(entries, hashes, strict=True)]
         try:
-            results = recorded = self._recorder.append_all(
-                [replace(entry.decision, image_sha256=name) for entry, name in zip(entries, hashes, strict=True)]
-            )
+            results = recorded = self._recorder.append_all(decisions, patience_s=patience_s)
             self._blocked = None
             self._tell([each for each in recorded if each.number])  # the others are told when the record is back
         except MakelError as error:

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from makel.errors import MakelError
-from makel.images import decode
 from makel.model.inspector import Inspector
 from makel.model.zones import Zones
 from makel.station.decisions import Recorded
@@ -122,8 +121,9 @@ def regress(
     progress("comparing", 0, len(parts))
     for done, part in enumerate(parts, start=1):
         try:
-            pixels = decode(station.picture(part), max_pixels=station.settings.max_pixels)
+            pixels = station.decode(station.picture(part))
             one, other = before.inspect(pixels), after.inspect(pixels)
+            del pixels  # a large one's room is needed for the next
         except MakelError:
             progress("comparing", done, len(parts))
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +22,9 @@ from makel.errors import UsageError
 from makel.station import bodies, problems
 from makel.station.access import Access, CheckAccess
 from makel.station.assembly import Assembly
-from makel.station.limits import BodyLimits, LimitBodies
+from makel.station.ending import DRAIN_S, STOP_S, end_within
+from makel.station.http_protocol import MAX_CONNECTIONS, BoundedProtocol
+from makel.station.limits import Bodies, BodyLimits
 from makel.station.prometheus import Metrics
 from makel.station.routes import (
     candidates,
@@ -75,7 +78,7 @@ def create_app(
     metrics, monitor = Metrics(station), assembly.drift
     for gauge, documentation in drift.GAUGES.items():
         metrics.add_gauge(gauge, documentation, partial(monitor.gauge, gauge))
-    app.state.closing, app.state.metrics = closing, metrics
+    app.state.closing, app.state.metrics, app.state.bodies = closing, metrics, Bodies(limits or BodyLimits())
     for routes in (
         inspection.router(station),
         trigger.router(triggers or {}),
@@ -94,7 +97,6 @@ def create_app(
     ):
         app.include_router(routes)
     problems.install(app)
-    app.add_middleware(LimitBodies, limits=limits or BodyLimits())
     app.add_middleware(CheckAccess, access=access)
     app.openapi = lambda: _openapi(app)  # type: ignore[method-assign]  # as FastAPI documents it
     return app
@@ -115,6 +117,7 @@ class Server(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal came: the first one ends gently."""
+        end_within(STOP_S)
         self._ended()
         super().handle_exit(sig, frame)
 
@@ -138,6 +141,7 @@ def listen(host: str, port: int) -> socket.socket:
     Raises:
         UsageError: The address cannot be listened on.
     """
+    _allow_open_files()
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         return socket.create_server((host, port), family=family, backlog=256)
@@ -154,7 +158,7 @@ def server(app: FastAPI) -> Server:
     """
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=BoundedProtocol,
         ws="none",
         lifespan="off",
         access_log=False,
@@ -162,9 +166,21 @@ def server(app: FastAPI) -> Server:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=30,
-        timeout_graceful_shutdown=30,  # an upload that never ends must not keep the station from ending
+        timeout_graceful_shutdown=int(DRAIN_S),  # an upload that never ends must not keep the station from ending
     )
     return Server(config, app.state.closing.set)
+
+
+def _allow_open_files() -> None:
+    """Room for every connection and what the station has open beside them, where the system gives less by default."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 4 * MAX_CONNECTIONS if hard == resource.RLIM_INFINITY else min(4 * MAX_CONNECTIONS, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _openapi(app: FastAPI) -> dict[str, Any]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from time import monotonic
 from typing import Any, Literal, Self
 
+from numpy.typing import NDArray
+
 from makel.errors import CandidateError, MakelError, ModelFolderError, NotFoundError, Overloaded, UsageError
-from makel.images import MAX_PIXELS, decode
 from makel.model.inspector import Inspector
 from makel.station.budget import Budget
 from makel.station.decisions import Decision, Recorded, now
+from makel.station.decoding import MAX_PIXELS, Decoders
+from makel.station.ending import DRAIN_S
 from makel.station.fitting import Fitting
 from makel.station.journal import CAPACITY_BYTES, Journal, Recorder
 from makel.station.line import Judged, Line
@@ -32,7 +37,7 @@ class Settings:
     Attributes:
         queue: Images under way at most, for each model.
         batch: Images a model takes at once, at most.
-        workers: Threads that decode, for each model.
+        workers: Images decoded at once, for each model.
         deadline_s: Seconds after which an image without a decision is a fail-safe reject; None for no limit.
         max_pixels: A larger image is a fail-safe reject.
         max_held_bytes: Bytes of all images under way.
@@ -95,6 +100,7 @@ class Station:
         store: The record.
         pictures: The images behind the decisions.
         fitting: The fits that run beside the lines.
+        decoders: What makes pixels of images from outside.
         refused: How many images were refused because there was no room.
     """
 
@@ -107,6 +113,7 @@ class Station:
         recorder: Recorder,
         pictures: Pictures,
         listeners: Listeners[Recorded | Changed],
+        decoders: Decoders | None = None,
     ) -> None:
         """Use `open`."""
         self.folder, self.settings, self.registry = folder, settings, registry
@@ -119,23 +126,34 @@ class Station:
         self._closers: list[Callable[[], None]] = []
         self._recording = Recording(recorder, pictures, self._listeners.tell)
         self._held = Budget(settings.max_held_bytes, "images under way")
+        self.decoders = decoders or Decoders(2 * (os.cpu_count() or 1), max_pixels=settings.max_pixels)
+        self._own_decoders = decoders is None
+        self._looking_decoders = Decoders(1, max_pixels=settings.max_pixels, beside=self.decoders)
         self._lines: dict[str, Line] = {}
         self._broken: dict[str, str] = {}
         self._changing = threading.RLock()
-        self._closing = False
+        self._closing = self._closed = False
         self._looking = threading.Lock()
         self._earlier: Inspector | None = None
         self.fitting = Fitting(folder / "jobs", folder / "images", self.add)
         self.refused = 0
 
     @classmethod
-    def open(cls, folder: Path, settings: Settings | None = None, *, store: str | Path | None = None) -> Self:
+    def open(
+        cls,
+        folder: Path,
+        settings: Settings | None = None,
+        *,
+        store: str | Path | None = None,
+        decoders: Decoders | None = None,
+    ) -> Self:
         """Open a station's folder, or make one, and put its active models on their lines.
 
         Args:
             folder: Holds models/, pictures/, store.sqlite and journal.
             settings: What it allows itself.
             store: Path or URL of the record in place of folder/store.sqlite.
+            decoders: What decodes, shared with others and closed by whoever made it; None for its own.
 
         Raises:
             StoreError: The record cannot be opened, or another process has this folder.
@@ -151,7 +169,7 @@ class Station:
             raise
         listeners = Listeners[Recorded | Changed]()
         recorder = Recorder(record, journal, arrived=listeners.tell)
-        station = cls(folder, settings, registry, record, recorder, Pictures(folder / "pictures"), listeners)
+        station = cls(folder, settings, registry, record, recorder, Pictures(folder / "pictures"), listeners, decoders)
         for name in registry.names():
             station._start(name)
         return station
@@ -194,6 +212,7 @@ class Station:
         source: str,
         arrival: str = "",
         deadline_s: float | None = None,
+        group: object = None,
     ) -> Future[Outcome]:
         """Accept an image.
 
@@ -204,6 +223,7 @@ class Station:
             source: Where it came from, see `Decision`.
             arrival: For a file, what tells this delivery of it from any other, see `Decision`.
             deadline_s: Seconds from now after which it is a fail-safe reject; None for the station's own.
+            group: What it came with, such as the request; images of several are taken in turn. None for the source.
 
         Returns:
             What becomes of it, once that is in the record. Cancelling it takes an image back that nothing was done
@@ -216,7 +236,7 @@ class Station:
         """
         line = self.line(model)
         try:
-            return self._submit(line, image, name, source, arrival, deadline_s)
+            return self._submit(line, image, name, source, arrival, deadline_s, group or source)
         except Overloaded:
             self.refused += 1
             raise
@@ -365,14 +385,23 @@ class Station:
                 self._earlier = self.registry.load(model, version.version)
             return self._earlier
 
-    def look(self, inspector: Inspector, image: bytes) -> Verdict:
+    def look(self, inspector: Inspector, image: NDArray[Any]) -> Verdict:
         """A verdict that is not recorded: to draw a picture of an earlier decision, to try an image. One at a time.
 
         Raises:
-            ImageError: The image cannot be read, or is not of the kind the model was fitted on.
+            ImageError: The image is not of the kind the model was fitted on.
         """
         with self._looking:
-            return inspector.inspect(decode(image, max_pixels=self.settings.max_pixels))
+            return inspector.inspect(image)
+
+    def decode(self, image: bytes) -> NDArray[Any]:
+        """The pixels of an image to look at or to draw on, in a process beside those of the lines.
+
+        Raises:
+            ImageError: The image cannot be read, in the time and memory that one of its size takes.
+            Overloaded: No process for it can be had.
+        """
+        return self._looking_decoders.decode(image)
 
     def add(self, name: str, source: Path, *, by: str, role: str) -> tuple[Version, bool]:
         """Take a model folder in as a new version; the first of its name is served at once.
@@ -444,6 +473,7 @@ class Station:
         found = ["the station is being closed"] if self._closing else []
         if not self._lines:
             found.append("no model is served")
+        found += [stuck for line in self._lines.values() if (stuck := line.stuck)]
         return found + ([reason] if (reason := self._recording.blocked) else [])
 
     def warnings(self) -> list[str]:
@@ -460,6 +490,8 @@ class Station:
             found.append(f"{outage.waiting} decisions wait for the record since {outage.since}: {outage.reason}")
         if self._recording.pictures_problem:
             found.append(f"pictures are not kept: {self._recording.pictures_problem}")
+        if self.decoders.problem:
+            found.append(f"no image can be decoded: {self.decoders.problem}")
         for more in self._warners:
             found += more()
         return found
@@ -487,31 +519,48 @@ class Station:
         outage = self._recorder.outage
         return outage.waiting if outage else 0
 
-    def close(self, timeout_s: float | None = None) -> bool:
+    def drain(self, timeout_s: float = DRAIN_S) -> bool:
+        """Accept no more images, and finish those that were accepted.
+
+        Args:
+            timeout_s: How long that may take. What has no decision then is recorded as a fail-safe reject: neither a
+                model nor a decoder keeps the station from ending.
+
+        Returns:
+            Whether every image was judged.
+        """
+        self._closing = True
+        end = monotonic() + timeout_s
+        finished = [line.drain(max(0.0, end - monotonic())) for line in list(self._lines.values())]
+        return all(finished)
+
+    def close(self, timeout_s: float = DRAIN_S) -> bool:
         """Accept nothing more, finish what was accepted, and end.
 
         Args:
-            timeout_s: How long each line may take for it; None for as long as it takes.
+            timeout_s: As in `drain`.
 
         Returns:
-            Whether everything was finished. A second call has nothing to do.
+            Whether every image was judged. A second call has nothing to do.
         """
         with self._changing:
-            if self._closing:
+            if self._closed:
                 return True
-            self._closing = True
-            lines = list(self._lines.values())
+            self._closed = self._closing = True
         for end in self._closers:
             end()
         self.fitting.close()
-        finished = [line.drain(timeout_s) for line in lines]  # each of them, whatever the others do
-        for line in lines:
+        finished = self.drain(timeout_s)
+        for line in self._lines.values():
             line.close()
         self._recording.close()
         self._recorder.close()
         self._listeners.close()
         self.store.close()
-        return all(finished)
+        self._looking_decoders.close()
+        if self._own_decoders:
+            self.decoders.close()
+        return finished
 
     def __enter__(self) -> Self:
         return self
@@ -520,7 +569,7 @@ class Station:
         self.close()
 
     def _submit(
-        self, line: Line, image: bytes, name: str, source: str, arrival: str, deadline_s: float | None
+        self, line: Line, image: bytes, name: str, source: str, arrival: str, deadline_s: float | None, group: object
     ) -> Future[Outcome]:
         if self._closing:
             raise Overloaded("the station is being closed: send it again later")
@@ -529,7 +578,12 @@ class Station:
         at, future = now(), Future[Outcome]()
 
         def settle(judged: Judged, result: Recorded | MakelError) -> None:
-            outcome = result if isinstance(result, MakelError) else Outcome(result, judged.verdict, judged.inspector)
+            if isinstance(result, MakelError):
+                outcome: Outcome | MakelError = result
+            elif result.decision.reason:  # also where the deadline passed before the record took it
+                outcome = Outcome(result, None, None)
+            else:
+                outcome = Outcome(result, judged.verdict, judged.inspector)
             if isinstance(outcome, Outcome):
                 for watcher in self._watchers:
                     watcher(outcome)
@@ -541,8 +595,16 @@ class Station:
 
         def done(judged: Judged) -> None:
             decision = _decision(at, line.name, source, name, arrival, judged)
+            late = _decision(at, line.name, source, name, arrival, judged.late()) if judged.deadline_s else None
             self._recording.put(
-                Entry(decision, image, lambda result: settle(judged, result), lambda: self._held.give(len(image)))
+                Entry(
+                    decision,
+                    image,
+                    lambda result: settle(judged, result),
+                    lambda: self._held.give(len(image)),
+                    deadline_s=judged.deadline_s,
+                    late=late,
+                )
             )
 
         def cancelled(future: Future[Outcome]) -> None:
@@ -555,6 +617,7 @@ class Station:
                 name=name or "image",
                 done=done,
                 deadline_s=self.settings.deadline_s if deadline_s is None else deadline_s,
+                group=group,
             )
         except BaseException:
             self._held.give(len(image))
@@ -580,7 +643,7 @@ class Station:
             queue=settings.queue,
             batch=settings.batch,
             workers=settings.workers,
-            max_pixels=settings.max_pixels,
+            decode=self.decoders.decode,
         )
 
 

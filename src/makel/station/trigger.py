@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from makel.errors import MakelError, Overloaded, UsageError
 from makel.images import shown
+from makel.station.decoding import Decode, decode_here
 from makel.station.inbox import Arrival, Decider, Inbox, Waiting, recorded_on
 from makel.station.patrol import Patrol
 
@@ -52,6 +53,7 @@ class Trigger:
         deadline_s: float = 1.0,
         settle_s: float = 0.02,
         lead_s: float = 0.0,
+        decode: Decode = decode_here,
     ) -> None:
         """Get ready; `start` begins.
 
@@ -63,12 +65,13 @@ class Trigger:
             deadline_s: Seconds from a trigger to its decision.
             settle_s: Seconds a file must stand still; 0 where files are renamed into place.
             lead_s: Seconds a picture may arrive before its trigger.
+            decode: What tells whether a file is a whole image.
 
         Raises:
             UsageError: The folder or `done` cannot be used.
         """
         self.model, self.deadline_s = model, deadline_s
-        self._inbox = Inbox(folder, done=done, settle_s=settle_s)
+        self._inbox = Inbox(folder, done=done, settle_s=settle_s, decode=decode)
         self._station, self._lead_s = station, lead_s
         self._busy = threading.Lock()
         self._looking = threading.Lock()

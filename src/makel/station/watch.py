@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from time import monotonic
 
+from makel.station.decoding import Decode, decode_here
 from makel.station.inbox import Decider, Inbox, Waiting, recorded_on
 from makel.station.patrol import RETRY_S, Patrol
 
@@ -30,6 +31,7 @@ class Watch:
         give_up_s: float = 10.0,
         deadline_s: float | None = None,
         poll_s: float = 0.05,
+        decode: Decode = decode_here,
     ) -> None:
         """Get ready; `start` begins.
 
@@ -42,11 +44,12 @@ class Watch:
             give_up_s: Seconds a file may take to become a whole image.
             deadline_s: Seconds a decision may take; then it is a fail-safe reject.
             poll_s: Seconds between two looks at the folder.
+            decode: What tells whether a file is a whole image.
 
         Raises:
             UsageError: The folder or `done` cannot be used.
         """
-        self._inbox = Inbox(folder, done=done, settle_s=settle_s)
+        self._inbox = Inbox(folder, done=done, settle_s=settle_s, decode=decode)
         self._station, self._model = station, model
         self._recorded: set[str] = set()  # keys of files that lie here and have a record, not compared with it yet
         self._give_up_s, self._deadline_s, self._poll_s = give_up_s, deadline_s, poll_s

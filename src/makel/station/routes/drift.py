@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from makel.station import bodies, problems
-from makel.station.access import needs
+from makel.station.declared import Declared, declared
 from makel.station.drift import Drift
 
 GAUGES = {
@@ -18,9 +18,10 @@ GAUGES = {
 
 def router(monitor: Drift) -> APIRouter:
     """The endpoint for what follows a station's lines."""
-    routes = APIRouter(tags=["health"], dependencies=[Depends(needs("operator"))])
+    routes = APIRouter(tags=["health"], route_class=Declared)
 
     @routes.get("/drift", responses={200: {"model": bodies.DriftBody}, **problems.responses()}, response_model=None)
+    @declared("operator")
     def drift() -> Response:
         """How each model's line stands: what changed if anything, since when, and the numbers it rests on."""
         return JSONResponse({"models": [state.to_json() for state in monitor.states()]})

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Header, Path, Query
+from fastapi import APIRouter, Header, Path, Query, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from makel.errors import NotFoundError, Overloaded
 from makel.station import bodies, problems
-from makel.station.access import Principal, needs
+from makel.station.access import Known
 from makel.station.decisions import Recorded
+from makel.station.declared import Declared, declared
 from makel.station.drawing import Picture, draw
 from makel.station.filters import Filter
 from makel.station.station import Changed, Station
@@ -33,6 +35,7 @@ _SIGNATURES = {
 }
 _UNKNOWN = "application/octet-stream"
 _KEEP_ALIVE_S = 15.0
+_STILL_KNOWN_S = 2.0
 _CATCH_UP = 1000
 _MAX_STREAMS = 64
 """Each has a thread."""
@@ -45,9 +48,10 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
         station: Whose record.
         closing: Set when the service ends: the live streams end too.
     """
-    routes = APIRouter(tags=["history"], dependencies=[Depends(needs("operator"))])
+    routes = APIRouter(tags=["history"], route_class=Declared)
 
     @routes.get("/history", responses={200: {"model": bodies.HistoryBody}, **problems.responses()}, response_model=None)
+    @declared("operator")
     def history(
         model: Annotated[str | None, Query(max_length=64)] = None,
         verdict: Literal["pass", "reject"] | None = None,
@@ -74,6 +78,7 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
         responses={200: {"model": bodies.DecisionBody}, **problems.responses(404)},
         response_model=None,
     )
+    @declared("operator")
     def decision(number: Number) -> Response:
         """One decision."""
         return JSONResponse(station.store.get(number).to_json())
@@ -93,6 +98,7 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
         response_class=Response,
         response_model=None,
     )
+    @declared("operator")
     def image(number: Number) -> Response:
         """The image as it came, where it is still kept."""
         picture = station.picture(station.store.get(number))
@@ -104,6 +110,7 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
         response_class=Response,
         response_model=None,
     )
+    @declared("operator", lane="drawing")
     def overlay(number: Number) -> Response:
         """The image with heat and regions, drawn again by the model that judged it."""
         return _drawn(station, number, "overlay")
@@ -114,6 +121,7 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
         response_class=Response,
         response_model=None,
     )
+    @declared("operator", lane="drawing")
     def mask(number: Number) -> Response:
         """Where the anomaly map exceeds the pixel threshold, at the image's own size."""
         return _drawn(station, number, "mask")
@@ -123,9 +131,8 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
         responses={200: {"model": bodies.DecisionBody}, **problems.responses(404)},
         response_model=None,
     )
-    def answer(
-        number: Number, said: bodies.AnswerBody, who: Annotated[Principal, Depends(needs("operator"))]
-    ) -> Response:
+    @declared("operator", body="json")
+    def answer(number: Number, said: bodies.AnswerBody, who: Known) -> Response:
         """Say what the part really was, or take that back. The decision stays; the answer is added to the record."""
         return JSONResponse(station.answer(number, said.answer, who.name).to_json())
 
@@ -137,7 +144,10 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
         response_class=Response,
         response_model=None,
     )
-    async def events(last_event_id: Annotated[str | None, Header(max_length=20)] = None) -> StreamingResponse:
+    @declared("operator")
+    async def events(
+        request: Request, last_event_id: Annotated[str | None, Header(max_length=20)] = None
+    ) -> StreamingResponse:
         """Every decision as it is recorded, as server-sent events: `event: decision`, its number as `id`, JSON as data.
 
         Beside them `models` and `candidates` with the model that changed, and `answer` with the decision as it is now.
@@ -146,13 +156,18 @@ def router(station: Station, closing: asyncio.Event) -> APIRouter:
         after = int(last_event_id) if last_event_id and last_event_id.isdecimal() else None
         if len(listening) >= _MAX_STREAMS:
             raise Overloaded(f"{len(listening)} clients listen already, at most {_MAX_STREAMS}: close one of them")
-        return StreamingResponse(_stream(station, closing, after, listening), media_type="text/event-stream")
+        told = _stream(station, closing, after, listening, request.state.still_known)
+        return StreamingResponse(told, media_type="text/event-stream")
 
     return routes
 
 
 async def _stream(
-    station: Station, closing: asyncio.Event, after: int | None, listening: set[object]
+    station: Station,
+    closing: asyncio.Event,
+    after: int | None,
+    listening: set[object],
+    still_known: Callable[[], bool],
 ) -> AsyncIterator[str]:
     loop, queue = asyncio.get_running_loop(), asyncio.Queue[Recorded | Changed | None](1000)
 
@@ -160,7 +175,10 @@ async def _stream(
         loop.call_soon_threadsafe(_offer, queue, told)
 
     async def end() -> None:
-        await closing.wait()
+        while still_known() and not closing.is_set():  # a token that was removed hears nothing more
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_STILL_KNOWN_S):
+                    await closing.wait()
         _offer(queue, None)
 
     listening.add(queue)
@@ -179,7 +197,7 @@ async def _stream(
             except TimeoutError:
                 yield ": still here\n\n"  # so that a proxy keeps the connection, and a client that has gone is noticed
                 continue
-            if told is None:
+            if told is None or not still_known():
                 return
             if isinstance(told, Changed) or told.number > sent:  # the rest was in what it missed
                 yield _event(told)
@@ -208,7 +226,8 @@ def _drawn(station: Station, number: int, picture: Picture) -> Response:
         raise NotFoundError(f"no model answered for decision {number} ({recorded.decision.reason}): nothing to draw")
     image = station.picture(recorded)
     inspector = station.inspector_of(recorded.decision)
-    return Response(draw(station.look(inspector, image), inspector, image, picture), media_type="image/png")
+    pixels = station.decode(image)
+    return Response(draw(station.look(inspector, pixels), inspector, pixels, picture), media_type="image/png")
 
 
 def _media_type(image: bytes) -> str:

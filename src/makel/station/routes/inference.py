@@ -9,7 +9,7 @@ import asyncio
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Path, Request
 from fastapi.responses import JSONResponse, Response
 from numpy.typing import NDArray
 from starlette.concurrency import run_in_threadpool
@@ -18,7 +18,7 @@ import makel
 from makel.errors import NotFoundError
 from makel.model.inspector import Inspector
 from makel.station import open_inference, problems
-from makel.station.access import needs
+from makel.station.declared import Declared, declared
 from makel.station.line import Line
 from makel.station.routes.models import Name
 from makel.station.station import Station
@@ -54,35 +54,40 @@ _BODY = {
 
 def router(station: Station) -> APIRouter:
     """The endpoints for a station."""
-    routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
-    known = [Depends(needs("operator"))]
+    routes = APIRouter(prefix="/v2", tags=["open inference protocol"], route_class=Declared)
 
     @routes.get("/health/live", responses={200: {"description": "It lives"}}, response_class=Response)
+    @declared(None)
     async def live() -> Response:
         """The process answers."""
         return Response()
 
     @routes.get("/health/ready", responses={**problems.responses()}, response_class=Response)
+    @declared(None, lane="health")
     def ready() -> Response:
         """Images are judged."""
         return Response(status_code=503 if station.obstacles() else 200)
 
-    @routes.get("", responses={**_OBJECT, **problems.responses()}, response_model=None, dependencies=known)
+    @routes.get("", responses={**_OBJECT, **problems.responses()}, response_model=None)
+    @declared("operator")
     async def server() -> Response:
         """What this server is."""
         extensions = list(open_inference.EXTENSIONS)
         return JSONResponse({"name": "makel", "version": makel.__version__, "extensions": extensions})
 
+    @declared("operator")
     def described(name: Name, version: Number | None = None) -> Response:
         line = _line(station, name, version)
         active = str(station.registry.active(name))
         shape = line.inspector.manifest.preprocessing.shape
         return JSONResponse(open_inference.metadata(name, [active], shape))
 
+    @declared("operator")
     def model_ready(name: Name, version: Number | None = None) -> Response:
         _line(station, name, version)
         return Response()
 
+    @declared("operator", body="image")
     async def infer(request: Request, name: Name, version: Number | None = None) -> Response:
         line = await run_in_threadpool(_line, station, name, version)
         shape = line.inspector.manifest.preprocessing.shape
@@ -94,7 +99,7 @@ def router(station: Station) -> APIRouter:
         return Response(body, headers=headers)
 
     for path in ("/models/{name}", "/models/{name}/versions/{version}"):
-        common: dict[str, Any] = {"response_model": None, "dependencies": known}
+        common: dict[str, Any] = {"response_model": None}
         found = problems.responses(404)
         routes.get(path, responses={**_OBJECT, **found}, summary="What a model takes and gives", **common)(described)
         routes.get(

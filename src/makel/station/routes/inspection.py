@@ -9,20 +9,17 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
 from makel.errors import UsageError
 from makel.station import problems
-from makel.station.access import needs
+from makel.station.declared import Declared, declared, run_in
 from makel.station.drawing import Picture, draw
 from makel.station.station import Outcome, Station
 
 _MAX_IMAGES = 64
-_GONE = 499
-"""What nginx calls a client that has closed the connection; nobody reads it."""
 
 _BINARY = {"type": "string", "format": "binary"}
 _REQUEST = {
@@ -43,7 +40,7 @@ _REQUEST = {
 
 def router(station: Station) -> APIRouter:
     """The endpoint for a station."""
-    routes = APIRouter(tags=["inspection"], dependencies=[Depends(needs("operator"))])
+    routes = APIRouter(tags=["inspection"], route_class=Declared)
 
     @routes.post(
         "/inspect",
@@ -70,6 +67,7 @@ def router(station: Station) -> APIRouter:
         },
         openapi_extra={"requestBody": _REQUEST},
     )
+    @declared("operator", body="image")
     async def inspect(
         request: Request,
         model: Annotated[str | None, Query(description="May be left out where one model is served")] = None,
@@ -97,6 +95,7 @@ def router(station: Station) -> APIRouter:
                         model=model,
                         name=part,
                         source=source,
+                        group=request,
                         deadline_s=None if deadline_ms is None else deadline_ms / 1000,
                     )
                 )
@@ -106,14 +105,16 @@ def router(station: Station) -> APIRouter:
                 future.cancel()
             raise
         if outcomes is None:
-            return Response(status_code=_GONE)
+            return Response(status_code=problems.GONE)
         wanted: Sequence[Picture] = list(dict.fromkeys(picture or ()))
         first = outcomes[0]
         as_png = len(wanted) == len(outcomes) == 1 and "image/png" in request.headers.get("accept", "")
         if as_png and first.verdict is not None and first.inspector is not None:
-            drawn = await run_in_threadpool(draw, first.verdict, first.inspector, images[0][1], wanted[0])
+            drawn = await _drawn(station, first, images[0][1], wanted[0])
             return Response(drawn, media_type="image/png", headers={"Makel-Decision": _in_short(first)})
-        results = [await _result(outcome, image, wanted) for outcome, (_, image) in zip(outcomes, images, strict=True)]
+        results = [
+            await _result(station, outcome, image, wanted) for outcome, (_, image) in zip(outcomes, images, strict=True)
+        ]
         return JSONResponse({"results": results} if is_form else results[0])
 
     return routes
@@ -158,11 +159,21 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-async def _result(outcome: Outcome, image: bytes, wanted: Sequence[Picture]) -> dict[str, Any]:
+async def _result(station: Station, outcome: Outcome, image: bytes, wanted: Sequence[Picture]) -> dict[str, Any]:
     result = body(outcome)
     for picture in wanted:
         result[f"{picture}_png"] = None
-        if outcome.verdict is not None and outcome.inspector is not None:
-            drawn = await run_in_threadpool(draw, outcome.verdict, outcome.inspector, image, picture)
-            result[f"{picture}_png"] = b64encode(drawn).decode("ascii")
+        if outcome.verdict is not None:
+            result[f"{picture}_png"] = b64encode(await _drawn(station, outcome, image, picture)).decode("ascii")
     return result
+
+
+async def _drawn(station: Station, outcome: Outcome, image: bytes, picture: Picture) -> bytes:
+    """A picture of an outcome that has a verdict."""
+
+    def work() -> bytes:
+        assert outcome.verdict is not None
+        assert outcome.inspector is not None
+        return draw(outcome.verdict, outcome.inspector, station.decode(image), picture)
+
+    return await run_in("drawing", work)

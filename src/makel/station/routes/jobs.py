@@ -9,16 +9,17 @@ from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from makel.errors import StoreError, UsageError
+from makel.errors import UsageError
 from makel.images import ending, is_image_name
 from makel.station import bodies, problems
-from makel.station.access import Principal, needs
+from makel.station.access import Known, Principal
 from makel.station.archive import unpack
+from makel.station.declared import Declared, declared, run_in
 from makel.station.fitting import FitSettings, Job, obstacle
 from makel.station.registry import NAME
 from makel.station.station import Station
@@ -27,7 +28,6 @@ _MAX_FILES = 500
 """A form keeps each of its files open; more images come as a zip."""
 
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{12}$")]
-Engineer = Annotated[Principal, Depends(needs("engineer"))]
 
 _BINARY = {"type": "string", "format": "binary"}
 _IMAGES = {
@@ -47,15 +47,17 @@ _IMAGES = {
 
 def router(station: Station) -> APIRouter:
     """The endpoints for a station."""
-    routes = APIRouter(prefix="/jobs", tags=["models"], dependencies=[Depends(needs("operator"))])
+    routes = APIRouter(prefix="/jobs", tags=["models"], route_class=Declared)
     fitting = station.fitting
 
     @routes.get("", responses={200: {"model": bodies.JobsBody}, **problems.responses()}, response_model=None)
+    @declared("operator")
     def jobs() -> Response:
         """The last fits, newest first."""
         return JSONResponse({"obstacle": obstacle(), "jobs": [asdict(job) for job in fitting.jobs()]})
 
     @routes.get("/{job_id}", responses={200: {"model": bodies.JobBody}, **problems.responses(404)}, response_model=None)
+    @declared("operator")
     def job(job_id: JobId) -> Response:
         """One fit."""
         return JSONResponse(asdict(fitting.job(job_id)))
@@ -63,7 +65,8 @@ def router(station: Station) -> APIRouter:
     @routes.delete(
         "/{job_id}", responses={200: {"model": bodies.JobBody}, **problems.responses(404)}, response_model=None
     )
-    def cancel(job_id: JobId, who: Engineer) -> Response:
+    @declared("engineer", lane="changing")
+    def cancel(job_id: JobId, who: Known) -> Response:
         """Stop a fit; one that has ended stays as it ended."""
         job = fitting.cancel(job_id)
         station.store.audit(who.name, who.role, "cancel fit", {"model": job.name, "job": job_id})
@@ -76,9 +79,10 @@ def router(station: Station) -> APIRouter:
         response_model=None,
         openapi_extra={"requestBody": _IMAGES},
     )
+    @declared("engineer", body="upload")
     async def begin(
         request: Request,
-        who: Engineer,
+        who: Known,
         name: Annotated[str, Query(pattern=f"^{NAME.pattern}$", description="What to serve the model under")],
         preset: Literal["fast", "paper"] = "fast",
         size: Annotated[
@@ -100,10 +104,7 @@ def router(station: Station) -> APIRouter:
             images = folder / "images" / name  # the report calls the data by its folder's name
             images.mkdir(parents=True)
             archive = await _receive(request, folder, images)
-            job = await run_in_threadpool(_begin, station, folder, images, archive, name, settings, who)
-        except OSError as error:
-            await run_in_threadpool(fitting.discard, folder)
-            raise StoreError(f"the upload cannot be kept: {error.strerror}") from error
+            job = await run_in("changing", lambda: _begin(station, folder, images, archive, name, settings, who))
         except BaseException:
             await run_in_threadpool(fitting.discard, folder)
             raise

@@ -8,7 +8,7 @@ from pathlib import Path as FilePath
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
@@ -17,8 +17,9 @@ from makel.errors import MakelError, ModelFolderError, UsageError
 from makel.model.folder import open_folder
 from makel.model.manifest import MANIFEST_NAME, REPORT_NAME
 from makel.station import bodies, problems
-from makel.station.access import Principal, needs
+from makel.station.access import Known, Principal
 from makel.station.archive import unpack
+from makel.station.declared import Declared, declared, run_in
 from makel.station.registry import NAME, Version
 from makel.station.station import Station
 
@@ -26,7 +27,6 @@ Name = Annotated[str, Path(pattern=f"^{NAME.pattern}$", description="The name a 
 VersionNumber = Annotated[
     int | None, Query(ge=1, le=2**31, description="Of the model; the one that judges where none is named")
 ]
-Engineer = Annotated[Principal, Depends(needs("engineer"))]
 
 _BINARY = {"type": "string", "format": "binary"}
 _ZIP = {
@@ -45,9 +45,10 @@ _REPORT_POLICY = (
 
 def router(station: Station) -> APIRouter:
     """The endpoints for a station."""
-    routes = APIRouter(tags=["models"], dependencies=[Depends(needs("operator"))])
+    routes = APIRouter(tags=["models"], route_class=Declared)
 
     @routes.get("/models", responses={200: {"model": bodies.ModelsBody}, **problems.responses()}, response_model=None)
+    @declared("operator")
     def models() -> Response:
         """What is served, with every version there is."""
         return JSONResponse({"models": [_model(station, name) for name in station.registry.names()]})
@@ -63,20 +64,22 @@ def router(station: Station) -> APIRouter:
         response_model=None,
         openapi_extra={"requestBody": _ZIP},
     )
+    @declared("engineer", body="upload")
     async def upload(
         request: Request,
         name: Annotated[str, Query(pattern=f"^{NAME.pattern}$", description="What to serve it under")],
-        who: Engineer,
+        who: Known,
     ) -> Response:
         """Take in a zip of a model folder as a new version; it judges once it is activated, the first one at once."""
         with TemporaryDirectory(dir=station.scratch()) as folder:
             await _receive(request, archive := FilePath(folder) / "upload.zip")
-            new = await run_in_threadpool(_add, station, name, archive, FilePath(folder) / "content", who)
+            new = await run_in("changing", lambda: _add(station, name, archive, FilePath(folder) / "content", who))
         return JSONResponse(await run_in_threadpool(_model, station, name), 201 if new else 200)
 
     @routes.get(
         "/models/{name}", responses={200: {"model": bodies.ModelBody}, **problems.responses(404)}, response_model=None
     )
+    @declared("operator")
     def model(name: Name) -> Response:
         """One model."""
         return JSONResponse(_model(station, name))
@@ -87,6 +90,7 @@ def router(station: Station) -> APIRouter:
         response_class=HTMLResponse,
         response_model=None,
     )
+    @declared("operator")
     def report(name: Name, version: VersionNumber = None) -> Response:
         """The report of a version; of the one that judges where none is named."""
         path = station.registry.version(name, version).path
@@ -99,7 +103,8 @@ def router(station: Station) -> APIRouter:
         responses={200: {"model": bodies.VersionBody}, **problems.responses(404, 409)},
         response_model=None,
     )
-    def activate(name: Name, wanted: bodies.ActivateBody, who: Engineer) -> Response:
+    @declared("engineer", body="json", lane="changing")
+    def activate(name: Name, wanted: bodies.ActivateBody, who: Known) -> Response:
         """Let a version judge from the next image on; what is under way ends with the one before."""
         return JSONResponse(version_body(station.activate(name, wanted.version, by=who.name, role=who.role)))
 
@@ -108,7 +113,8 @@ def router(station: Station) -> APIRouter:
         responses={200: {"model": bodies.VersionBody}, **problems.responses(404)},
         response_model=None,
     )
-    def rollback(name: Name, who: Engineer) -> Response:
+    @declared("engineer", lane="changing")
+    def rollback(name: Name, who: Known) -> Response:
         """Let the version before judge again."""
         return JSONResponse(version_body(station.rollback(name, by=who.name, role=who.role)))
 

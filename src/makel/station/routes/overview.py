@@ -7,12 +7,12 @@ import threading
 from typing import Any
 
 import numpy as np
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 from fastapi.responses import JSONResponse, Response
 
 from makel.station import bodies, problems
-from makel.station.access import needs
 from makel.station.decisions import now
+from makel.station.declared import Declared, declared
 from makel.station.station import Station
 
 _RECENT = 500
@@ -20,13 +20,14 @@ _RECENT = 500
 
 def router(station: Station) -> APIRouter:
     """The endpoints for a station."""
-    routes = APIRouter(tags=["health"], dependencies=[Depends(needs("operator"))])
+    routes = APIRouter(tags=["health"], route_class=Declared)
     verified: dict[str, Any] = {}
     verifying = threading.Lock()
 
     @routes.get(
         "/overview", responses={200: {"model": bodies.OverviewBody}, **problems.responses()}, response_model=None
     )
+    @declared("operator")
     def overview() -> Response:
         """Latency of the latest decisions, queues, pictures, disk and record."""
         latencies = [each.decision.latency_ms for each in station.store.find(limit=_RECENT)]
@@ -63,6 +64,7 @@ def router(station: Station) -> APIRouter:
     @routes.post(
         "/record/verify", responses={200: {"model": bodies.VerifiedBody}, **problems.responses()}, response_model=None
     )
+    @declared("operator", lane="changing")
     def verify() -> Response:
         """Check every entry of the record and the chain that holds them together. A long record takes a while."""
         with verifying:

@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 
 from makel.errors import NotFoundError
 from makel.station import bodies, problems
-from makel.station.access import needs
+from makel.station.declared import Declared, declared
 from makel.station.routes.inspection import body
 from makel.station.trigger import Trigger
 
 
 def router(triggers: Mapping[str, Trigger]) -> APIRouter:
     """The endpoint for the triggered lines of a station, by the name of their model."""
-    routes = APIRouter(tags=["inspection"], dependencies=[Depends(needs("operator"))])
+    routes = APIRouter(tags=["inspection"], route_class=Declared)
 
     @routes.post(
         "/trigger/{line}",
@@ -25,6 +25,7 @@ def router(triggers: Mapping[str, Trigger]) -> APIRouter:
         responses={200: {"model": bodies.InspectedBody}, **problems.responses(404)},
         response_model=None,
     )
+    @declared("operator", lane="inspecting")
     def trigger(
         line: Annotated[str, Path(max_length=64, description="The name of its model")],
         name: Annotated[str, Query(max_length=500, description="The part's name; else that of its file")] = "",

@@ -5,15 +5,13 @@ from __future__ import annotations
 from base64 import b64encode
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse, Response
-from starlette.concurrency import run_in_threadpool
 
 from makel.calibration import Calibration, calibrate
 from makel.errors import UsageError
-from makel.images import decode
 from makel.station import bodies, drawing, problems
-from makel.station.access import needs
+from makel.station.declared import Declared, declared, run_in
 from makel.station.filters import Filter
 from makel.station.routes.models import Name, VersionNumber
 from makel.station.station import Station
@@ -30,13 +28,14 @@ _IMAGE = {
 
 def router(station: Station) -> APIRouter:
     """The endpoints for a station."""
-    routes = APIRouter(tags=["models"], dependencies=[Depends(needs("operator"))])
+    routes = APIRouter(tags=["models"], route_class=Declared)
 
     @routes.get(
         "/models/{name}/thresholds",
         responses={200: {"model": bodies.ThresholdsBody}, **problems.responses(404)},
         response_model=None,
     )
+    @declared("operator")
     def thresholds(
         name: Name,
         version: VersionNumber = None,
@@ -76,12 +75,13 @@ def router(station: Station) -> APIRouter:
         response_model=None,
         openapi_extra={"requestBody": _IMAGE},
     )
+    @declared("operator", body="image")
     async def try_out(request: Request, name: Name, version: VersionNumber = None) -> Response:
         """What a version says of an image. Nothing is recorded, and no line is asked."""
         image = await request.body()
         if not image:
             raise UsageError("no image came: send the bytes of an image file as the body")
-        return JSONResponse(await run_in_threadpool(_tried, station, name, version, image))
+        return JSONResponse(await run_in("drawing", lambda: _tried(station, name, version, image)))
 
     return routes
 
@@ -97,8 +97,8 @@ def _levels(calibration: Calibration) -> list[dict[str, float]]:
 
 def _tried(station: Station, name: str, version: int | None, image: bytes) -> dict[str, Any]:
     inspector = station.inspector(name, version)
-    verdict = station.look(inspector, image)
-    pixels = decode(image, max_pixels=station.settings.max_pixels)
+    pixels = station.decode(image)
+    verdict = station.look(inspector, pixels)
     shown = drawing.view(pixels, longest_px=800, white_level=inspector.manifest.preprocessing.white_level)
     said = verdict.to_json()
     return {

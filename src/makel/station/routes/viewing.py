@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Path, Query
+from fastapi import APIRouter, Path, Query
 from fastapi.responses import JSONResponse, Response
 
 from makel.errors import MakelError, NotFoundError
-from makel.images import decode
 from makel.station import bodies, drawing, problems
-from makel.station.access import needs
+from makel.station.declared import Declared, declared
 from makel.station.look import golden_images
 from makel.station.neighbours import Neighbours
 from makel.station.routes.history import Number
@@ -28,7 +27,7 @@ _PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": _BINARY}
 
 def router(station: Station) -> APIRouter:
     """The endpoints for a station."""
-    routes = APIRouter(tags=["pictures"], dependencies=[Depends(needs("operator"))])
+    routes = APIRouter(tags=["pictures"], route_class=Declared)
     neighbours = Neighbours(station)
 
     @routes.get(
@@ -37,13 +36,14 @@ def router(station: Station) -> APIRouter:
         response_class=Response,
         response_model=None,
     )
+    @declared("operator", lane="drawing")
     def view(
         number: Number,
         longest_px: Annotated[int, Query(ge=16, le=4096, description="Longer side at most")] = 1600,
     ) -> Response:
         """The image as any browser can show it, 16 bits and TIFF too; the header Makel-Image-Size has its own size."""
         recorded = station.store.get(number)
-        pixels = decode(station.picture(recorded), max_pixels=station.settings.max_pixels)
+        pixels = station.decode(station.picture(recorded))
         try:
             white_level = station.inspector_of(recorded.decision).manifest.preprocessing.white_level
         except MakelError:  # the version is gone, or none answered: brightness is then the image's own matter
@@ -58,13 +58,14 @@ def router(station: Station) -> APIRouter:
         response_class=Response,
         response_model=None,
     )
+    @declared("operator", lane="drawing")
     def heat(number: Number) -> Response:
         """The heat of a decision to lay over its image, clear where nothing is; made again by the model that judged."""
         recorded = station.store.get(number)
         if not recorded.decision.model_id:
             raise NotFoundError(f"no model answered for decision {number} ({recorded.decision.reason}): no heat")
         inspector = station.inspector_of(recorded.decision)
-        verdict = station.look(inspector, station.picture(recorded))
+        verdict = station.look(inspector, station.decode(station.picture(recorded)))
         return Response(drawing.heat(verdict, inspector), media_type="image/png", headers=_KEEP)
 
     @routes.get(
@@ -72,6 +73,7 @@ def router(station: Station) -> APIRouter:
         responses={200: {"model": bodies.NearestBody}, **problems.responses(404, 422)},
         response_model=None,
     )
+    @declared("operator", lane="drawing")
     def nearest(number: Number) -> Response:
         """The good picture most like this one, of the same model.
 
@@ -99,6 +101,7 @@ def router(station: Station) -> APIRouter:
         response_class=Response,
         response_model=None,
     )
+    @declared("operator", lane="drawing")
     def golden(name: Name, index: Annotated[int, Path(ge=0, le=10_000)], version: VersionNumber = None) -> Response:
         """A good image of the fit, at the size the model sees."""
         images = golden_images(station.inspector(name, version))
