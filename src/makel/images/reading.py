@@ -257,7 +257,7 @@ def _pixels(stream: BinaryIO, size: int, header: Header, max_pixels: int) -> NDA
     if header.width_px * header.height_px > max_pixels:
         raise Malformed(
             f"has {header.width_px}x{header.height_px} pixels, at most {max_pixels} are read: cut it into parts, "
-            "or raise max_pixels"
+            "or allow more (max_pixels; at a station --max-pixels)"
         )
     pixels = _decode(stream, size, header)
     upright = np.ascontiguousarray(_UPRIGHT[header.orientation](pixels))
