@@ -265,6 +265,6 @@ def test_images_that_look_like_known_ones_say_nothing_new(tmp_path):
     assert makel.recalibrate(model, fresh, tmp_path / "alone").n_images == 2  # those before are let go: held is news
     for name in ("new", "new again", "held", "fitted"):
         (fresh / f"{name}.png").unlink()
-    save("once more", parts[8])
+    save("yet another time", parts[8])
     with pytest.raises(DatasetError, match="looks like an image that the present thresholds come from"):
         makel.recalibrate(tmp_path / "again", fresh, tmp_path / "none", join=True)

@@ -259,7 +259,6 @@ def fit(
             tiles = TilePlan.of([sample.image_path for sample in to_fit], tiling, seed=seed) if tiling else None
             if tiles:
                 tiles.check()
-            good = [sample.image_path for sample in (*to_fit, *parts.calibrate)]
             pictures = survey.look(good, config.size, tiles=tiles)
             preparation = Preparation.settle([picture.kind for picture in pictures], shape=config.size)
             odd = survey.warnings(pictures, preparation.colour, dataset)
