@@ -120,7 +120,7 @@ class TestFile:
     def test_what_it_refuses_in_one_line(self, tmp_path, text, said):
         for name, shape, value in (("wide", (20, 80), 1), ("empty", (60, 80), 0), ("full", (60, 80), 1)):
             mask = np.full(shape, value, np.uint8)
-            mask[0] = 0 if name == "wide" else value
+            mask[:10] = 0 if name == "wide" else value
             cv2.imwrite(str(tmp_path / f"{name}.png"), mask)
         inverted = np.full((60, 80), 255, np.uint8)
         inverted[:5, :5] = 0
