@@ -76,26 +76,27 @@ def name_groups(dataset: Dataset, pattern: str) -> Dataset:
             Its first group in parentheses, or else all it matches, names the image's group.
 
     Raises:
-        UsageError: It is no regular expression, or a good image does not match.
+        UsageError: It is no regular expression, or an image to fit on does not match.
     """
     try:
         search = re.compile(pattern).search
     except re.error as error:
         raise UsageError(f"group {pattern!r} is no regular expression: {error}") from error
 
-    def named(sample: Sample) -> Sample:
+    def named(sample: Sample, *, needed: bool) -> Sample:
         path = sample.image_path
         inside = path.relative_to(dataset.root).as_posix() if path.is_relative_to(dataset.root) else path.name
         found = search(inside)
         name = (found[1] if found.re.groups else found[0]) if found else ""
-        if not name and sample.label == "good":
+        if needed and not name:
             raise UsageError(
                 f"group {pattern!r} names no part in {shown(inside)}: give an expression that finds one in the path of "
                 r"every good image, such as '(part\d+)_', or '([^/]+)/[^/]+$' for the folder it lies in"
             )
         return replace(sample, group=name or "")
 
-    return replace(dataset, good=tuple(map(named, dataset.good)), test=tuple(map(named, dataset.test)))
+    good = tuple(named(sample, needed=True) for sample in dataset.good)
+    return replace(dataset, good=good, test=tuple(named(sample, needed=False) for sample in dataset.test))
 
 
 def grouped(samples: Sequence[Sample]) -> tuple[Sample, ...]:
