@@ -63,7 +63,7 @@ def test_a_set_of_16_bits_is_judged_alike():
 def test_a_mark_of_a_thousandth_of_the_image_makes_another_part():
     parts = [part(number) for number in range(12)]
     marked = parts[0].copy()
-    marked[140:150, 140:150] = 230
+    marked[140:150, 140:150] -= 12
     assert likeness.groups(looks([*parts, marked])).tolist() == [*range(13)]
 
 
