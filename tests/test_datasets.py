@@ -11,7 +11,6 @@ from makel.datasets import (
     load,
     load_all,
     refuse_defects,
-    refuse_overlap,
     split,
 )
 from makel.errors import DatasetError, ImageError, UsageError
@@ -148,7 +147,8 @@ def test_real_categories(real_data, name, n_good, n_test, n_masks):
     assert (len(dataset.good), len(dataset.test)) == (n_good, n_test)
     assert sum(sample.mask_path is not None for sample in dataset.test) == n_masks
     parts = split(dataset)
-    assert len(parts.fit) + len(parts.calibrate) == n_good
+    # Some tiles were taken several times, at several exposures: of those held out, each has one say.
+    assert 0.95 * n_good <= len(parts.fit) + len(parts.calibrate) <= n_good
 
 
 # Plain folders
@@ -313,19 +313,13 @@ def test_copies_count_once(tmp_path):
     assert len(parts.fit + parts.calibrate) == 10
 
 
-def test_an_image_cannot_be_fitted_on_and_test(category):
+def test_an_image_that_is_fitted_on_does_not_test(category):
     twin = category / "test" / "good" / "zzz.png"
     shutil.copy(category / "train" / "good" / "004.png", twin)
-    with pytest.raises(
-        DatasetError, match=r"train/good/004\.png and .*test/good/zzz\.png are the same image, byte for byte"
-    ):
-        split(load(category))
-
-
-def test_a_path_cannot_be_on_both_sides(tmp_path):
-    good = samples(tmp_path, 3)
-    with pytest.raises(DatasetError, match=r"000\.png and .*000\.png are the same image"):
-        refuse_overlap(good, good[:1])
+    dataset = load(category)
+    parts = split(dataset)
+    assert set(dataset.test) - set(parts.test) == {sample for sample in dataset.test if sample.image_path == twin}
+    assert [line for line in parts.findings if "zzz.png" in line and "the test goes without" in line]
 
 
 def test_an_image_cannot_be_good_and_a_defect(category):

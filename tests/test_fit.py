@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from hashlib import sha256
 from pathlib import Path
 
 import cv2
@@ -20,7 +21,9 @@ from safetensors.numpy import load_file
 
 import makel
 from makel.datasets import load, split
-from makel.errors import DatasetError, ParityError, TrainingError, UsageError
+from makel.errors import DatasetError, ModelFolderError, ParityError, TrainingError, UsageError
+from makel.model.folder import staging
+from makel.model.manifest import short_hash
 from makel.model.session import Session
 from makel.training.export import torch_scores
 from makel.training.features import FeatureCache, extract
@@ -350,3 +353,61 @@ def test_a_fit_that_is_stopped_leaves_no_model_and_can_be_resumed(line, tmp_path
     assert process.returncode == 0, errors
     makel.Inspector.load(out)
     assert not work.exists()
+
+
+def test_images_replaced_while_a_fit_runs_do_not_enter_the_record(tmp_path):
+    """One after it was read, which changes nothing; one before, and one that was to be held out: left out."""
+    root = write_line(tmp_path / "line")
+    parts = split(load(root))
+    late, early = parts.fit[0].image_path, parts.fit[-1].image_path
+    held = parts.calibrate[0].image_path
+    hashes = {
+        sample.image_path: short_hash(sha256(sample.image_path.read_bytes()).hexdigest()) for sample in load(root).good
+    }
+    other = early.with_name("other.tmp")
+
+    def replace(path: Path) -> None:
+        other.write_bytes((root / "test" / "blot" / "000.png").read_bytes())
+        other.replace(path)
+
+    def progress(stage: str, done: int, total: int) -> None:
+        if (stage, done) == ("backbone", 0):
+            replace(early)
+        elif (stage, done) == ("export", 0):
+            replace(late)
+            replace(held)
+
+    summary = fit(root, tmp_path / "model", **SETTINGS, progress=progress)
+    provenance = summary.manifest.provenance
+    assert set(provenance.fit_hashes) == {hashes[each.image_path] for each in parts.fit} - {hashes[early]}
+    assert set(provenance.calibrate_hashes) == {hashes[each.image_path] for each in parts.calibrate} - {hashes[held]}
+    assert [line.rpartition("/")[2] for line in summary.unreadable] == [
+        f"{path.name} was replaced while it was used: fit again with what is there now" for path in (early, held)
+    ]
+
+
+def test_a_second_fit_into_the_same_folder_is_refused_at_its_start(line, tmp_path):
+    with staging(tmp_path / "model"), pytest.raises(ModelFolderError, match="is being written by another fit"):
+        fit(line, tmp_path / "model", **SETTINGS)
+
+
+def test_a_work_folder_of_somebody_is_left_alone(line, tmp_path):
+    mine = tmp_path / ".model.resume" / "notes.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine", encoding="utf-8")
+    with pytest.raises(ModelFolderError, match=r"notes\.txt is nothing that a fit writes"):
+        fit(line, tmp_path / "model", **SETTINGS)
+    assert mine.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_group_by_the_command_line_is_held_out_as_a_whole(tmp_path, makel_says):
+    root = write_line(tmp_path / "line", n_good=12, n_defect=1)
+    for index, path in enumerate(sorted((root / "train" / "good").iterdir())):
+        path.rename(path.with_name(f"part{index // 3}_{index % 3}.png"))
+    code, out, err = makel_says(
+        "fit", root, "--out", tmp_path / "model", "--size", "64", "--epochs", "1", "--group", r"part\d", "--quiet"
+    )
+    assert (code, err) == (0, "")
+    assert "images     9 fitted on, 1 for the threshold" in out
+    assert "warning: 12 good images of 12 show 4 parts in all, such as part0_0.png and part0_1.png" in out
+    assert "show 4 parts in all" in (tmp_path / "model" / "report.html").read_text(encoding="utf-8")

@@ -284,10 +284,12 @@ import makel.model.folder as folder
 if step == "while filling":
     tiny_model.golden.write = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
 if step == "while deleting":
-    def rmtree(path, **_):
-        (path / "model.onnx").unlink()
-        os.kill(os.getpid(), signal.SIGKILL)
-    folder.shutil.rmtree = rmtree
+    unlink = Path.unlink
+    def unlink_once(self, **options):
+        unlink(self, **options)
+        if ".old-" in str(self.parent):
+            os.kill(os.getpid(), signal.SIGKILL)
+    Path.unlink = unlink_once
 tiny_model.write(target, false_reject=0.5)
 """
 
@@ -321,17 +323,18 @@ def test_kill_9_at_any_step_leaves_a_whole_model(model: Path, step: str, stands:
 
 
 def test_a_dead_fit_is_swept_and_a_running_one_left(model: Path) -> None:
-    dead, running = (model.with_name(f".model.partial-{use}") for use in ("dead", "running"))
+    dead, running = (model.with_name(f".model.partial-{use * 20}") for use in ("d", "e"))
     for stage in (dead, running):
         stage.mkdir()
     two_days_ago = time.time() - 2 * 24 * 3600
     os.utime(dead, (two_days_ago, two_days_ago))
     with staging(model) as stage:
-        assert sorted(leftovers(model.parent)) == sorted([running.name, stage.name])
+        assert sorted(leftovers(model.parent)) == sorted([".model.lock", running.name, stage.name])
+    assert leftovers(model.parent) == [running.name]
 
 
 def test_the_rest_of_a_deleted_model_is_not_brought_back(model: Path) -> None:
-    rest = model.with_name(".model.old-12345678")
+    rest = model.with_name(".model.old-" + "0123456789" * 2)
     model.rename(rest)
     (rest / "model.onnx").unlink()
     folder.recover(model)
@@ -339,7 +342,7 @@ def test_the_rest_of_a_deleted_model_is_not_brought_back(model: Path) -> None:
 
 
 def test_siblings_of_another_model_are_left_alone(model: Path) -> None:
-    other = model.with_name(".model2.old-12345678")
+    other = model.with_name(".model2.old-" + "0123456789" * 2)
     other.mkdir()
     folder.recover(model)
     assert other.is_dir()
@@ -358,3 +361,65 @@ def test_manifest_is_written_last(tmp_path: Path, monkeypatch) -> None:
             write_folder(tmp_path / "model", stage, tiny_model.draft())
         assert not (stage / "model.json").exists()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ending", ["backup", "12345678", "2026-01-31", "0123456789" * 2])
+def test_a_folder_that_only_has_such_a_name_is_left_alone(model: Path, ending: str) -> None:
+    notes = model.with_name(f".model.old-{ending}")
+    notes.mkdir()
+    (notes / "notes.txt").write_text("mine", encoding="utf-8")
+    copy = model.with_name(".model.old-20260131")
+    shutil.copytree(model, copy)
+    tiny_model.write(model, false_reject=0.5)
+    assert (notes / "notes.txt").read_text(encoding="utf-8") == "mine"
+    assert open_folder(copy).manifest != open_folder(model).manifest
+
+
+def test_a_file_of_somebody_among_those_of_an_old_model_is_left(model: Path) -> None:
+    old = model.with_name(".model.old-" + "0123456789" * 2)
+    shutil.copytree(model, old)
+    (old / "notes.txt").write_text("mine", encoding="utf-8")
+    tiny_model.write(model, false_reject=0.5)
+    assert [path.name for path in old.iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_folder_in_the_target_stays(model: Path) -> None:
+    (model / "photos" / "monday").mkdir(parents=True)
+    with pytest.raises(ModelFolderError, match="holds photos/, which is no part of a model"), staging(model):
+        pass
+    assert (model / "photos" / "monday").is_dir()
+
+
+def test_an_empty_target_is_replaced_without_a_trace(model: Path) -> None:
+    empty = model.with_name("empty")
+    empty.mkdir()
+    tiny_model.write(empty)
+    assert open_folder(empty).manifest.model_id
+    assert leftovers(model.parent) == []
+
+
+def test_two_writers_of_one_folder_cannot_meet(model: Path) -> None:
+    with staging(model):
+        with pytest.raises(ModelFolderError, match="is being written by another fit"), staging(model):
+            pass
+        with staging(model.with_name("other")):
+            pass
+    with staging(model):
+        pass
+    assert leftovers(model.parent) == []
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs a limit that the system sets on files")
+def test_a_full_disk_names_the_folder(model: Path) -> None:
+    import resource
+    import signal
+
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(ModelFolderError, match=r"model cannot be written: File too large"), staging(model) as stage:
+            (stage / "model.onnx").write_bytes(bytes(2000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert leftovers(model.parent) == []

@@ -41,6 +41,8 @@ KEYS = {
     "n_unmarked",
     "blank_masks",
     "n_seen",
+    "n_shared",
+    "mask_notes",
     "per_kind",
     "latency_ms",
     "failures",

@@ -15,8 +15,9 @@ from makel.calibration import calibrate
 from makel.cli import run
 from makel.datasets import digest, load
 from makel.errors import DatasetError, ModelFolderError, UsageError
+from makel.images import likeness
 from makel.model.folder import open_folder
-from makel.model.manifest import Manifest, short_hash
+from makel.model.manifest import SEEN_NAME, Manifest, short_hash
 from makel.model.tiling import Tiling
 from makel.model.zones import Zone, Zones
 
@@ -233,3 +234,37 @@ def test_the_command_says_what_it_did(tmp_path, good, makel_says):
     assert (json.loads(said)["n_images"], json.loads(said)["n_calibrate"]) == (19, 22)
     assert "recalibrated" in makel_says("info", tmp_path / "again")[1]
     assert makel_says("verify", tmp_path / "again")[0] == 0
+
+
+def test_images_that_look_like_known_ones_say_nothing_new(tmp_path):
+    """To a model that remembers what its images looked like: fitted on 0 to 5, thresholds from 6 and 7."""
+    parts = [np.random.default_rng(number).integers(0, 255, (6, 6, 3), np.uint8) for number in range(10)]
+    parts = [cv2.resize(each, (96, 96), interpolation=cv2.INTER_CUBIC) for each in parts]
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+
+    def save(name, picture):
+        noise = np.random.default_rng(len(name)).normal(0, 2, picture.shape)
+        cv2.imwrite(str(fresh / f"{name}.png"), np.clip(picture[..., ::-1] + noise, 0, 255).astype(np.uint8))
+
+    for name, number in (("fitted", 0), ("held", 6), ("new", 8), ("new again", 8)):
+        save(name, parts[number])
+    known = [f"{number:016x}" for number in range(8)]
+    provenance = tiny_model.draft().provenance.model_copy(
+        update={"fit_hashes": tuple(known[:6]), "calibrate_hashes": tuple(known[6:])}
+    )
+    seen = likeness.pack([likeness.shrink(each) for each in parts[:8]], None)
+    model = tiny_model.write(tmp_path / "model", files={SEEN_NAME: seen}, provenance=provenance)
+    done = makel.recalibrate(model, fresh, tmp_path / "again", join=True)
+    assert done.n_images == 1
+    assert [(name.rpartition("/")[2], why.partition(":")[0]) for name, why in done.left_out] == [
+        ("fitted.png", "looks like an image that was fitted on"),
+        ("held.png", "looks like an image that the present thresholds come from"),
+        ("new.png", "looks like new again.png"),
+    ]
+    assert makel.recalibrate(model, fresh, tmp_path / "alone").n_images == 2  # those before are let go: held is news
+    for name in ("new", "new again", "held", "fitted"):
+        (fresh / f"{name}.png").unlink()
+    save("yet another time", parts[8])
+    with pytest.raises(DatasetError, match="looks like an image that the present thresholds come from"):
+        makel.recalibrate(tmp_path / "again", fresh, tmp_path / "none", join=True)

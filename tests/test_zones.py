@@ -66,7 +66,9 @@ class TestFile:
 
     def test_with_masks_alone_the_largest_is_the_reference(self, tmp_path):
         for name, shape in (("a", (15, 20)), ("b", (60, 80))):
-            cv2.imwrite(str(tmp_path / f"{name}.png"), np.full(shape, 255, np.uint8))
+            mask = np.full(shape, 255, np.uint8)
+            mask[0] = 0
+            cv2.imwrite(str(tmp_path / f"{name}.png"), mask)
         text = "".join(f'[[zone]]\nname = "{name}"\nkind = "include"\nmask = "{name}.png"\n' for name in "ab")
         assert read(self.say(tmp_path, text)).image_size_px == (80, 60)
 
@@ -107,6 +109,8 @@ class TestFile:
                 "zone 'a' is 80x20 and the reference image 80x60",
             ),
             (HEAD + 'kind = "ignore"\nmask = "empty.png"', "the mask of zone 'a' marks nothing"),
+            (HEAD + 'kind = "ignore"\nmask = "full.png"', "has the values 1, none of them 0"),
+            (HEAD + 'kind = "ignore"\nmask = "inverted.png"', "marks 99 % of the image: it is inverted, or"),
             (HEAD + 'kind = "inspect"\nmask = "full.png"', "give its false_reject, such as 0.01"),
             (HEAD + 'kind = "inspect"\nmask = "full.png"\nfalse_reject = 1', "false_reject 1 cannot be kept"),
             (HEAD + 'kind = "ignore"\nmask = "full.png"\nfalse_reject = 0.1', "only 'inspect' has its own budget"),
@@ -115,7 +119,12 @@ class TestFile:
     )
     def test_what_it_refuses_in_one_line(self, tmp_path, text, said):
         for name, shape, value in (("wide", (20, 80), 1), ("empty", (60, 80), 0), ("full", (60, 80), 1)):
-            cv2.imwrite(str(tmp_path / f"{name}.png"), np.full(shape, value, np.uint8))
+            mask = np.full(shape, value, np.uint8)
+            mask[:10] = 0 if name == "wide" else value
+            cv2.imwrite(str(tmp_path / f"{name}.png"), mask)
+        inverted = np.full((60, 80), 255, np.uint8)
+        inverted[:5, :5] = 0
+        cv2.imwrite(str(tmp_path / "inverted.png"), inverted)
         with pytest.raises(UsageError, match=re.escape(said)) as caught:
             read(self.say(tmp_path, text))
         assert "zones.toml" in str(caught.value)

@@ -119,9 +119,18 @@ def fill(stage: Path, *, model: bytes | None = None, size: int | tuple[int, int]
     golden.write(stage, images, expected(golden.restore(images)))
 
 
-def write(target: Path, *, model: bytes | None = None, size: int | tuple[int, int] = SIZE, **changes) -> Path:
-    """A whole model folder at `target`."""
+def write(
+    target: Path,
+    *,
+    model: bytes | None = None,
+    size: int | tuple[int, int] = SIZE,
+    files: dict[str, bytes] | None = None,
+    **changes,
+) -> Path:
+    """A whole model folder at `target`, with `files` beside."""
     with folder.staging(target) as stage:
         fill(stage, model=model, size=size)
+        for name, data in (files or {}).items():
+            (stage / name).write_bytes(data)
         folder.write(target, stage, draft(size=size, **changes))
     return target

@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from makel.datasets import load, overlooked, refuse_defects
+from makel.datasets import load, overlooked, refuse_defects, without_shared
 from makel.errors import DatasetError
 from makel.evaluation.protocol import Evaluation, Progress
 from makel.evaluation.protocol import evaluate as evaluate_samples
@@ -21,6 +21,9 @@ def evaluate(
     model: str | os.PathLike[str] | Inspector, data: str | os.PathLike[str], *, progress: Progress | None = None
 ) -> Evaluation:
     """Measure a model on labelled images it was not fitted on.
+
+    Good images to test on that show what one of the dataset's images to fit on shows, by their bytes or their looks,
+    are left out and counted.
 
     Args:
         model: A model folder, or an inspector that is already loaded.
@@ -42,7 +45,12 @@ def evaluate(
             f"{data} holds no labelled test images: give a folder with test/good and test/<defect kind> (MVTec AD "
             "layout), or defect folders beside the good one"
         )
-    return replace(evaluate_samples(inspector, dataset.test, progress=progress), notes=overlooked(dataset))
+    test = without_shared(dataset.good, dataset.test)
+    return replace(
+        evaluate_samples(inspector, test, progress=progress),
+        n_shared=len(dataset.test) - len(test),
+        notes=overlooked(dataset),
+    )
 
 
 def recalibrate(

@@ -36,12 +36,15 @@ class Sample:
         label: "good", "defect", or None where nobody said.
         kind: The defect kind as the dataset names it ("scratch"); "good" for good images, "" where unknown.
         mask_path: Ground-truth mask file of a defect (non-zero = defect), or None.
+        group: The part, strip or lot it shows, where pictures share one: all of them go to one side of a split, and
+            count once for the threshold. "" for a picture by itself.
     """
 
     image_path: Path
     label: Label | None = None
     kind: str = ""
     mask_path: Path | None = None
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,15 @@ class Split:
 
     Attributes:
         fit: Good images the detector learns from.
-        calibrate: Held-out good images the thresholds come from.
+        calibrate: Held-out good images the thresholds come from, one of each group.
         test: Labelled images, never seen by fitting or calibration.
+        findings: What was found of images that are not independent of each other, one line each.
     """
 
     fit: tuple[Sample, ...]
     calibrate: tuple[Sample, ...]
     test: tuple[Sample, ...] = ()
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from makel.bench.cells import Cell
 from makel.datasets import Dataset
 from makel.evaluation.pictures import Heat, data_uri, outline_truth, thumbnail
 from makel.evaluation.protocol import evaluate
-from makel.images import read
+from makel.images import read, read_header, read_mask
 from makel.model.inspector import Inspector
 from makel.types import Sample
 
@@ -130,9 +130,9 @@ def _picture(inspector: Inspector, sample: Sample | None) -> dict[str, str] | No
     """Image, truth, heat map and mask at the pixel threshold, as pictures that stand in a page."""
     if sample is None or sample.mask_path is None:
         return None
-    image, mask = read(sample.image_path), read(sample.mask_path)
+    image, mask = read(sample.image_path), read_mask(sample.mask_path, image=read_header(sample.image_path))
     small = thumbnail(image, white_level=inspector.manifest.preprocessing.white_level)
-    truth = np.asarray(mask.reshape(*mask.shape[:2], -1).max(axis=2) > 0, np.uint8)
+    truth = mask.marked.astype(np.uint8)
     anomaly_map = inspector.inspect(image).anomaly_map
     threshold = inspector.calibration.pixel_threshold
     heat = Heat.over([anomaly_map], threshold)

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from makel.errors import UsageError
+from makel.model.lock import hold
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Store:
         """
         self.root.mkdir(parents=True, exist_ok=True)
         with (self.root / ".lock").open("w") as lock:
-            if not _lock(lock):
+            if not hold(lock.fileno()):
                 raise UsageError(f"another benchmark writes into {self.root}: wait for it, or choose another --out")
             if self.work.exists():
                 shutil.rmtree(self.work)
@@ -123,19 +123,3 @@ def write(path: Path, text: str) -> None:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.iterdir())
-
-
-def _lock(file: IO[str]) -> bool:
-    """Hold the file until it is closed, which the system does for a process that is killed."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True

@@ -43,7 +43,8 @@ def evaluate(
         put(json.dumps(evaluation.to_json()))
     else:
         put(*evaluation.lines(), f"report         {report}")
-    say(filter(None, (*evaluation.notes, evaluation.refusals(), evaluation.unmarked(), evaluation.seen())))
+    lines = (evaluation.refusals(), evaluation.unmarked(), evaluation.seen(), *evaluation.masks_read())
+    say(filter(None, (*evaluation.notes, *lines)))
     if evaluation.failures:
         n_masks = len(evaluation.failures) - len(evaluation.refused)
         if n_masks:

@@ -64,6 +64,12 @@ def fit(
     zones: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Zones and minimum defect size: see docs/zones.md.")
     ] = None,
+    group: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REGEX", help="What in an image's path names its part, strip or lot, which is held out as a whole."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Same seed, same model.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, help="Processor threads to use at most.")] = None,
@@ -103,6 +109,7 @@ def fit(
             holdout=holdout,
             latency_budget=latency_budget,
             zones=zones,
+            group=group,
             seed=seed,
             device=device,
             resume=resume,

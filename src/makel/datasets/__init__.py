@@ -4,8 +4,8 @@ mvtec_ad, visa, btad, kolektor_sdd, kolektor_sdd2, folder   one file per layout
 download                                                     whether a public dataset is all there
 synthetic                                                    products made up for the demonstration and the tests
 overlooked                                                   what lies there and is not used
-splits, contents                                             who is fitted on, who calibrates; the same bytes are the
-                                                             same image
+splits, contents                                             who is fitted on, who calibrates; the same picture once
+                                                             more is no second one
 """
 
 from __future__ import annotations
@@ -16,16 +16,26 @@ from pathlib import Path
 from typing import Protocol
 
 from makel.datasets import btad, folder, kolektor_sdd, kolektor_sdd2, mvtec_ad, visa
-from makel.datasets.contents import digest, hashes
+from makel.datasets.contents import Snapshot, digest, hashes
 from makel.datasets.dataset import Dataset, as_folder, subfolders
 from makel.datasets.download import check_mvtec_ad, is_mvtec_ad
 from makel.datasets.overlooked import overlooked
-from makel.datasets.splits import distinct, folds, refuse_defects, refuse_overlap, split
+from makel.datasets.splits import (
+    distinct,
+    folds,
+    name_groups,
+    refuse_contradictions,
+    refuse_defects,
+    representatives,
+    split,
+    without_shared,
+)
 from makel.errors import DatasetError
 from makel.images import shown
 
 __all__ = [
     "Dataset",
+    "Snapshot",
     "check_mvtec_ad",
     "digest",
     "distinct",
@@ -33,10 +43,13 @@ __all__ = [
     "hashes",
     "load",
     "load_all",
+    "name_groups",
     "overlooked",
+    "refuse_contradictions",
     "refuse_defects",
-    "refuse_overlap",
+    "representatives",
     "split",
+    "without_shared",
 ]
 
 
@@ -54,7 +67,7 @@ _LAYOUTS: tuple[_Layout, ...] = (kolektor_sdd2, btad, mvtec_ad, visa, kolektor_s
 _log = logging.getLogger(__name__)
 
 
-def load(data: str | os.PathLike[str]) -> Dataset:
+def load(data: str | os.PathLike[str], *, nested: bool = False) -> Dataset:
     """Read one product's images, in whichever layout they lie: the folder itself says which.
 
     Args:
@@ -62,6 +75,8 @@ def load(data: str | os.PathLike[str]) -> Dataset:
             category inside the unpacked VisA (`makel.datasets.visa`); the whole of KolektorSDD, in its first fold
             (`makel.datasets.kolektor_sdd`), or of KolektorSDD2 (`makel.datasets.kolektor_sdd2`); else a folder of good
             images, optionally beside folders of defects (`makel.datasets.folder`).
+        nested: Take the images of folders inside the folder of good images as well, which are refused otherwise: for
+            folders by part, strip or lot. Layouts of public datasets have none.
 
     Raises:
         DatasetError: There is no such folder, or it is in none of these layouts.
@@ -69,13 +84,13 @@ def load(data: str | os.PathLike[str]) -> Dataset:
     root = as_folder(data)
     try:
         if layout := _layout(root):
-            return layout.read(root)
+            return mvtec_ad.read(root, nested=nested) if layout is mvtec_ad else layout.read(root)
         if categories := _categories(root):
             raise DatasetError(
                 f"{shown(root)} holds {len(categories)} categories ({', '.join(path.name for path in categories)}): "
                 "give one of them"
             )
-        return folder.read(root)
+        return folder.read(root, nested=nested)
     except OSError as error:
         raise DatasetError(f"{shown(root)} cannot be read: {error.strerror}") from error
 

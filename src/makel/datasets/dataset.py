@@ -59,16 +59,28 @@ def subfolders(root: Path) -> list[Path]:
     return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
-def samples_in(folder: Path, label: Label, kind: str) -> tuple[Sample, ...]:
+def samples_in(folder: Path, label: Label, kind: str, *, nested: bool = False) -> tuple[Sample, ...]:
     """One sample for each image in a folder.
+
+    Args:
+        folder: The folder.
+        label: What the images are.
+        kind: Their kind.
+        nested: Whether to take those of folders inside as well.
 
     Raises:
         DatasetError: A folder inside holds images too, which would be left out without a word.
     """
+    found = tuple(Sample(path, label, kind) for path in find(folder))
     for inner in subfolders(folder):
-        if find(inner):
-            raise DatasetError(f"{shown(inner)} holds images that would be left out: move them up to {shown(folder)}")
-    return tuple(Sample(path, label, kind) for path in find(folder))
+        if nested:
+            found += samples_in(inner, label, kind, nested=True)
+        elif find(inner):
+            raise DatasetError(
+                f"{shown(inner)} holds images that would be left out: move them up to {shown(folder)}, or, where the "
+                r"folder is a part or a lot, fit with --group '([^/]+)/[^/]+$'"
+            )
+    return found
 
 
 def content(root: Path, most: int = 8) -> str:

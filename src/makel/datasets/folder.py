@@ -8,13 +8,14 @@
 
 A test needs good images as well as defects, and they must not be the ones that are fitted on. Where defects lie beside
 the good images and nobody made a test folder, a fifth of the good images is therefore kept for testing. Which ones
-depends on nothing but each image's own bytes: it is the same for every command, new images do not move old ones, and
-two copies of an image fall on the same side.
+depends on nothing but the images' bytes: it is the same for every command, new images do not move old ones, and copies
+of an image, also those that merely look alike (`makel.images.likeness`), fall on the same side.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from unicodedata import normalize
 
 from makel.datasets.contents import hashes
 from makel.datasets.dataset import (
@@ -28,7 +29,7 @@ from makel.datasets.dataset import (
 )
 from makel.datasets.mvtec_ad import read_test, with_masks
 from makel.errors import DatasetError
-from makel.images import SUFFIXES, find, shown
+from makel.images import SUFFIXES, find, likeness, shown
 from makel.types import Sample
 
 MASK_ENDINGS = ("_mask", "_GT", "_label")
@@ -38,8 +39,12 @@ TEST_SHARE = 0.2
 """Share of the good images kept for testing where defects lie beside them."""
 
 
-def read(root: Path) -> Dataset:
+def read(root: Path, *, nested: bool = False) -> Dataset:
     """Good images, with the defects beside them.
+
+    Args:
+        root: The folder.
+        nested: Whether folders inside that of the good images count as well.
 
     Raises:
         DatasetError: There are no good images, or two folders of them, or masks among them.
@@ -59,7 +64,7 @@ def read(root: Path) -> Dataset:
     if sources == [root]:
         good = tuple(Sample(path, "good", "good") for path in find(root))
     else:
-        good = samples_in(sources[0], "good", "good")
+        good = samples_in(sources[0], "good", "good", nested=nested)
     if not good:
         raise DatasetError(
             f"{shown(sources[0])} holds {content(sources[0])}; expected were images ({', '.join(SUFFIXES)})"
@@ -77,9 +82,10 @@ def read(root: Path) -> Dataset:
 
 def _refuse_masks(good: tuple[Sample, ...]) -> None:
     """An image that lies there with its mask may be a defect, and a mask is no image."""
-    stems = {sample.image_path.stem for sample in good}
+    stems = {normalize("NFC", sample.image_path.stem) for sample in good}
     for path in (sample.image_path for sample in good):
-        if any(path.stem.endswith(ending) and path.stem.removesuffix(ending) in stems for ending in MASK_ENDINGS):
+        stem = normalize("NFC", path.stem)
+        if any(stem.endswith(ending) and stem.removesuffix(ending) in stems for ending in MASK_ENDINGS):
             raise DatasetError(
                 f"{shown(path)} looks like a mask beside its image: keep masks in ground_truth/KIND, and only good "
                 "images here"
@@ -87,9 +93,14 @@ def _refuse_masks(good: tuple[Sample, ...]) -> None:
 
 
 def _keep_for_test(good: tuple[Sample, ...]) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Those to fit on, and those to test on: by the first bytes of their hash, the lowest one at least."""
+    """Those to fit on, and those to test on: by the first bytes of their hash, the lowest one at least.
+
+    Of images that are alike, the first by name decides for all.
+    """
     content_hashes = hashes(good)
-    bar = max(int(TEST_SHARE * 2**32), int(min(content_hashes)[:8], 16))
-    kept = [int(content_hash[:8], 16) <= bar for content_hash in content_hashes]
+    alike = likeness.groups(likeness.thumbnails(sample.image_path for sample in good)).tolist()
+    deciding = [content_hashes[alike.index(number)] for number in alike]
+    bar = max(int(TEST_SHARE * 2**32), int(min(deciding)[:8], 16))
+    kept = [int(content_hash[:8], 16) <= bar for content_hash in deciding]
     fit = tuple(sample for sample, is_kept in zip(good, kept, strict=True) if not is_kept)
     return fit, tuple(sample for sample, is_kept in zip(good, kept, strict=True) if is_kept)

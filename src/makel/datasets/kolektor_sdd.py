@@ -18,6 +18,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from unicodedata import normalize
 
 from makel.datasets.dataset import Dataset, listed, subfolders
 from makel.errors import DatasetError, ImageError, UsageError
@@ -73,8 +74,9 @@ def pairs(folder: Path, ending: str, left_out: list[str]) -> dict[Path, Path]:
         DatasetError: An image has no mask, or a mask no image.
     """
     files = find(folder)
-    masks = {path.stem.removesuffix(ending): path for path in files if path.stem.endswith(ending)}
-    images = {path.stem: path for path in files if not path.stem.endswith(ending)}
+    stems = {path: normalize("NFC", path.stem) for path in files}
+    masks = {stem.removesuffix(ending): path for path, stem in stems.items() if stem.endswith(ending)}
+    images = {stem: path for path, stem in stems.items() if not stem.endswith(ending)}
     if alone := (images.keys() ^ masks.keys()) - set(left_out):
         paths = [(images | masks)[name] for name in sorted(alone)]
         raise DatasetError(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from unicodedata import normalize
 
 from makel.datasets.dataset import (
     GOOD_NAMES,
@@ -37,8 +38,12 @@ def is_category(root: Path) -> bool:
     return (root / "test").is_dir()
 
 
-def read(root: Path) -> Dataset:
+def read(root: Path, *, nested: bool = False) -> Dataset:
     """One category.
+
+    Args:
+        root: Its folder.
+        nested: Whether folders inside that of the good images count as well.
 
     Raises:
         DatasetError: A folder is not where the layout has it, there is no image, or a mask belongs to no image.
@@ -46,7 +51,7 @@ def read(root: Path) -> Dataset:
     if root.name == "test" and not (root / "test").is_dir():
         category = root.parent
         return Dataset(category.name, root, (), read_test(root, category))
-    good = _read_train(root / "train") if (root / "train").is_dir() else ()
+    good = _read_train(root / "train", nested=nested) if (root / "train").is_dir() else ()
     test = read_test(root / "test", root) if (root / "test").is_dir() else ()
     return Dataset(root.name, root, good, test)
 
@@ -76,10 +81,11 @@ def read_test(folder: Path, masks_root: Path) -> tuple[Sample, ...]:
 def with_masks(samples: tuple[Sample, ...], root: Path) -> tuple[Sample, ...]:
     """Pair defects with the masks in `root`'s folder of masks: by kind and file name, never by position.
 
-    A defect without a mask stays without. Masks of good images are not needed and not read.
+    Names count as they read, however they are spelled in Unicode. A defect without a mask stays without. Masks of good
+    images are not needed and not read.
 
     Raises:
-        DatasetError: A mask belongs to no image, or an image has two.
+        DatasetError: A mask belongs to no image or to two, or an image has two.
     """
     folder = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
     if folder is None:
@@ -87,11 +93,21 @@ def with_masks(samples: tuple[Sample, ...], root: Path) -> tuple[Sample, ...]:
     masks: dict[tuple[str, str], Path] = {}
     for kind in subfolders(folder):
         for path in [] if is_good_name(kind.name) else find(kind):
-            key = (kind.name, path.stem.removesuffix("_mask"))
+            key = _key(kind.name, path.stem.removesuffix("_mask"))
             if key in masks:
                 raise DatasetError(f"{shown(path)} and {shown(masks[key])} are masks of one image: keep one")
             masks[key] = path
-    paired = tuple(replace(sample, mask_path=masks.get((sample.kind, sample.image_path.stem))) for sample in samples)
+    images: dict[tuple[str, str], Path] = {}
+    for sample in samples:
+        key = _key(sample.kind, sample.image_path.stem)
+        if (twin := images.setdefault(key, sample.image_path)) != sample.image_path and key in masks:
+            raise DatasetError(
+                f"{shown(masks[key])} would be the mask of {shown(twin)} and of {shown(sample.image_path)}: give one "
+                "of the two another name"
+            )
+    paired = tuple(
+        replace(sample, mask_path=masks.get(_key(sample.kind, sample.image_path.stem))) for sample in samples
+    )
     if strays := set(masks.values()) - {sample.mask_path for sample in paired}:
         raise DatasetError(
             f"{len(strays)} masks belong to no image ({listed(sorted(strays))}): a mask is called like its image, with "
@@ -100,8 +116,12 @@ def with_masks(samples: tuple[Sample, ...], root: Path) -> tuple[Sample, ...]:
     return paired
 
 
-def _read_train(folder: Path) -> tuple[Sample, ...]:
-    kinds = [kind for kind in subfolders(folder) if find(kind)]
+def _key(kind: str, stem: str) -> tuple[str, str]:
+    return normalize("NFC", kind), normalize("NFC", stem)
+
+
+def _read_train(folder: Path, *, nested: bool) -> tuple[Sample, ...]:
+    kinds = [kind for kind in subfolders(folder) if find(kind) or (nested and is_good_name(kind.name))]
     good = [kind for kind in kinds if is_good_name(kind.name)]
     defects = [kind for kind in kinds if not is_good_name(kind.name)]
     if defects:
@@ -114,7 +134,7 @@ def _read_train(folder: Path) -> tuple[Sample, ...]:
             f"{shown(folder)} holds {content(folder)}; one folder of good images was expected there: train/good "
             f"(or {', '.join(GOOD_NAMES[1:])})"
         )
-    return samples_in(good[0], "good", "good")
+    return samples_in(good[0], "good", "good", nested=nested)
 
 
 def _read_kind(folder: Path) -> tuple[Sample, ...]:

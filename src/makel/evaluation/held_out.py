@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +15,8 @@ from makel.images import Preparation, decode_all, open_rows, prepare, shown
 from makel.model.layout import ModelLayout
 from makel.model.scan import Run, Scan
 from makel.model.tiling import Tiling
+
+Found = TypeVar("Found")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ def score_held_out(
     tiling: Tiling | None = None,
     *,
     keep: int = 0,
+    check: Callable[[Path], None] = lambda _path: None,
     progress: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> HeldOut:
     """Score images one by one, as they will be on the line.
@@ -64,6 +68,7 @@ def score_held_out(
         layout: The parts of the input that have a threshold each.
         tiling: How images are cut; None for whole.
         keep: How many of `HeldOut.images` to keep.
+        check: Raises an ImageError for a file that is no longer what it was; called after each was read.
         progress: Called with how many are done, and how many there are.
     """
     whole = _each_whole(run, paths, preparation, layout)
@@ -73,6 +78,8 @@ def score_held_out(
     images: list[NDArray[np.float32]] = []
     unreadable: list[ImageError] = []
     for done, (path, scored) in enumerate(each, start=1):
+        if not isinstance(scored, ImageError):
+            scored = checked(path, scored, check)
         if isinstance(scored, ImageError):
             unreadable.append(scored)
         else:
@@ -88,6 +95,15 @@ def score_held_out(
         tuple(images),
         tuple(unreadable),
     )
+
+
+def checked(path: Path, found: Found, check: Callable[[Path], None]) -> Found | ImageError:
+    """What was made of a file, or the error where the file is no longer what it was."""
+    try:
+        check(path)
+    except ImageError as error:
+        return error
+    return found
 
 
 def scan_image(run: Run, path: Path, preparation: Preparation, tiling: Tiling) -> Scored:

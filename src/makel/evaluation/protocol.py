@@ -3,7 +3,8 @@
 Nothing is learned from the test images: no threshold, no scaling, no choice of map. Rules that change figures:
 
 1. Pixels count at the model's input size: the map as the session gives it, masks resized with nearest neighbour, and
-   every pixel above 0 is defect. Images of different sizes thus count the same, as in the published tables.
+   every pixel above 0 is defect (`makel.images.masks` says what a mask means that is not plainly that). Images of
+   different sizes thus count the same, as in the published tables.
 2. The pixels of good images count as good. Defects without a usable mask count among images, not among pixels; so do
    those whose mask marks no pixel, or none that is left at the model's input size.
 3. Regions of the ground truth are 8-connected, at the model's input size.
@@ -38,7 +39,7 @@ from makel.calibration import Calibration
 from makel.errors import DatasetError, ImageError, ModelFolderError
 from makel.evaluation.metrics import Curves, PixelCurves, rank_images, rate_interval
 from makel.evaluation.pictures import Exhibit, Gallery
-from makel.images import MAX_PIXELS, decode_all, prepare, read, read_reduced, reduction, shown
+from makel.images import MAX_PIXELS, decode_all, prepare, read_header, read_mask, read_reduced, reduction, shown
 from makel.model.manifest import Manifest, short_hash
 from makel.model.map_store import reduce_peaks
 from makel.model.rules import Judgement, Rules
@@ -210,6 +211,8 @@ class Evaluation:
         n_seen: Good images that were fitted on, or that the thresholds come from: they say nothing of new parts. Told
             by their bytes; 0 where the manifest does not list those images.
         seconds: Wall time of the whole evaluation.
+        mask_notes: How masks were read whose meaning is not plain, and which those are.
+        n_shared: Good images of the dataset that were left out, since one to fit on shows the same.
         gallery: The few images worth showing, with truth and map.
         notes: What lies beside the images and was not looked at, a line each.
     """
@@ -231,6 +234,8 @@ class Evaluation:
     seconds: float
     gallery: tuple[Exhibit, ...] = field(default=(), repr=False)
     notes: tuple[str, ...] = ()
+    n_shared: int = 0
+    mask_notes: dict[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """The documented keys of `makel evaluate --json`. What is undefined is None."""
@@ -258,6 +263,8 @@ class Evaluation:
             "n_unmarked": self.n_unmarked,
             "blank_masks": [str(path) for path in self.blank_masks],
             "n_seen": self.n_seen,
+            "n_shared": self.n_shared,
+            "mask_notes": {note: [str(path) for path in paths] for note, paths in self.mask_notes.items()},
             "per_kind": {result.kind: result.to_json() for result in self.per_kind},
             "latency_ms": None if latency is None else {"p50": latency.p50, "p95": latency.p95, "p99": latency.p99},
             "failures": [{"path": str(path), "error": reason} for path, reason in self.failures],
@@ -303,6 +310,19 @@ class Evaluation:
             "false-reject rate and AUROC flatter the model. Test on images it has not seen"
         )
 
+    def masks_read(self) -> list[str]:
+        """A line for each way in which masks were read whose meaning is not plain."""
+        return [
+            f"{len(paths)} {'mask' if len(paths) == 1 else 'masks'}, such as {shown(paths[0])}: {note}"
+            for note, paths in self.mask_notes.items()
+        ]
+
+    def _shared(self) -> list[str]:
+        if not self.n_shared:
+            return []
+        images = "image shows" if self.n_shared == 1 else "images show"
+        return [f"left out: {self.n_shared} good test {images} what an image to fit on shows"]
+
     def lines(self) -> list[str]:
         """The figures for a person, five lines and the failures."""
         latency, refused = self.latency, {refusal.path for refusal in self.refused}
@@ -312,6 +332,7 @@ class Evaluation:
         speed = "not measured" if latency is None else f"{latency.p50:.1f} ms median, {latency.p99:.1f} ms p99"
         return [
             *(f"{'refused' if path in refused else 'left out'}: {reason}" for path, reason in self.failures),
+            *self._shared(),
             f"images         AUROC {figure(self.image.auroc)}, AP {figure(self.image.ap)}",
             f"pixels         AUROC {figure(self.pixel.auroc)}, AP {figure(self.pixel.ap)}, "
             f"AUPRO {figure(self.pixel.aupro_30)} at 0.30 and {figure(self.pixel.aupro_05)} at 0.05",
@@ -385,6 +406,7 @@ def evaluate(
         n_unlabelled=len(samples) - len(labelled),
         n_unmarked=run.n_unmarked,
         blank_masks=tuple(run.blank_masks),
+        mask_notes={note: tuple(paths) for note, paths in run.mask_notes.items()},
         n_seen=_count_seen(inspector.manifest, run.outcomes),
         seconds=perf_counter() - started,
         gallery=run.gallery.exhibits(),
@@ -414,6 +436,7 @@ class _Run:
         self.failures: list[tuple[Path, str]] = []
         self.n_unmarked = 0
         self.blank_masks: list[Path] = []
+        self.mask_notes: dict[str, list[Path]] = {}
         self.gallery = Gallery(white_level=inspector.manifest.preprocessing.white_level)
         self.kept: list[NDArray[Any]] = []
         self.kept_scores: list[float] = []
@@ -527,16 +550,17 @@ class _Run:
         if sample.label == "good" or sample.mask_path is None:
             return None
         try:
-            mask = read(sample.mask_path, max_pixels=max(MAX_PIXELS, image_shape[0] * image_shape[1]))
-            if mask.shape[:2] != image_shape:
-                raise ImageError(
-                    f"{shown(sample.mask_path)} is {mask.shape[1]}x{mask.shape[0]} and its image "
-                    f"{shown(sample.image_path)} {image_shape[1]}x{image_shape[0]}: a mask must have its image's size"
-                )
+            mask = read_mask(
+                sample.mask_path,
+                image=read_header(sample.image_path),
+                max_pixels=max(MAX_PIXELS, image_shape[0] * image_shape[1]),
+            )
         except ImageError as error:
             self.failures.append((sample.mask_path, str(error)))
             return None
-        marked = np.asarray(mask.reshape(*mask.shape[:2], -1).max(axis=2) > 0, np.uint8)
+        if mask.note:
+            self.mask_notes.setdefault(mask.note, []).append(sample.mask_path)
+        marked = mask.marked.astype(np.uint8)
         truth = shrink(marked)
         if not truth.any():  # all its pixels would count as good, those on the defect too
             self.blank_masks.append(sample.mask_path)

@@ -25,12 +25,21 @@ from makel.calibration import calibrate as from_scores
 from makel.errors import DatasetError
 from makel.evaluation.held_out import HeldOut, score_held_out
 from makel.evaluation.report import find_doubtful, write_fit_report
-from makel.images import shown
+from makel.images import likeness, shown
 from makel.model import folder as model_folder
 from makel.model.folder import ModelFolder
 from makel.model.golden import replay
 from makel.model.layout import place_on_input
-from makel.model.manifest import MANIFEST_NAME, REPORT_NAME, Draft, Manifest, Recalibration, read_json, short_hash
+from makel.model.manifest import (
+    MANIFEST_NAME,
+    REPORT_NAME,
+    SEEN_NAME,
+    Draft,
+    Manifest,
+    Recalibration,
+    read_json,
+    short_hash,
+)
 from makel.model.session import Runner
 from makel.model.zones import Zones
 
@@ -167,9 +176,9 @@ def recalibrate(
     Args:
         folder: The model, opened.
         runner: What runs it, from `session.open_session`. Its golden images are replayed first.
-        images: Good images that it was not fitted on. Copies count once; images the manifest knows to have been fitted
-            on are left out, as are those that cannot be read. Together with `join` there may be none: the scores that
-            the model has are then given another budget.
+        images: Good images that it was not fitted on. Copies, and those that look alike, count once; images that the
+            model was fitted on are left out, as are those that look like one and those that cannot be read. Together
+            with `join` there may be none: the scores that the model has are then given another budget.
         out: The model folder to write; not the one that is read.
         data_name: What to call the images.
         false_reject: Share of good parts that may be rejected; None for the model's own. Zones keep theirs.
@@ -192,7 +201,7 @@ def recalibrate(
     if target == folder.path.resolve():
         raise DatasetError(f"{target} is the model that is read: give another folder for the recalibrated one")
     replay(folder, runner)
-    fresh, left_out = _fresh(images, manifest, join=join)
+    fresh, left_out = _fresh(images, folder, join=join)
     with model_folder.staging(target) as stage:
         progress("scoring", 0, len(fresh))
         measured = score_held_out(
@@ -212,6 +221,11 @@ def recalibrate(
         for name in manifest.files:
             (stage / name).parent.mkdir(parents=True, exist_ok=True)
             (stage / name).write_bytes(folder.read(name))
+        if SEEN_NAME in manifest.files:
+            white_level = manifest.preprocessing.white_level
+            looks = _scaled(likeness.thumbnails(measured.paths), white_level)
+            packed = likeness.pack([*_known(folder, join=join), *looks], None)
+            (stage / SEEN_NAME).write_bytes(packed)
         _report(stage, draft, measured, runner, [" ".join(each) for each in left_out])
         written = model_folder.write(target, stage, draft)
     return Recalibrated(
@@ -230,11 +244,11 @@ def recalibrate(
 _NONE = "there is no fresh good image: give a folder with at least one"
 
 
-def _fresh(images: Sequence[Path], manifest: Manifest, *, join: bool) -> tuple[dict[str, Path], list[tuple[str, str]]]:
+def _fresh(images: Sequence[Path], folder: ModelFolder, *, join: bool) -> tuple[dict[str, Path], list[tuple[str, str]]]:
     """Content hash → image, without copies and without what the model knows already; and what was left out, and why."""
-    provenance = manifest.provenance
+    provenance = folder.manifest.provenance
     fitted = set(provenance.fit_hashes)
-    counted = {*manifest.calibrate_hashes} if join else set()
+    counted = {*folder.manifest.calibrate_hashes} if join else set()
     found: dict[str, Path] = {}
     left_out = []
     for path in images:
@@ -255,7 +269,44 @@ def _fresh(images: Sequence[Path], manifest: Manifest, *, join: bool) -> tuple[d
         raise DatasetError(
             "these are the very images the model was fitted on: fresh ones are needed, that it has not seen"
         )
-    return found, left_out
+    return _unlike(found, folder, left_out, join=join), left_out
+
+
+def _unlike(
+    found: dict[str, Path], folder: ModelFolder, left_out: list[tuple[str, str]], *, join: bool
+) -> dict[str, Path]:
+    """The images that are not alike one before them, nor one that the model knows."""
+    known = _known(folder, join=join)
+    white_level = folder.manifest.preprocessing.white_level
+    looks = _scaled(likeness.thumbnails(found.values()), white_level)
+    numbers = likeness.groups([*known, *looks], n_known=len(known)).tolist()
+    n_fitted = len(folder.manifest.provenance.fit_hashes)
+    kept: dict[str, Path] = {}
+    names: dict[int, str] = {}
+    for (content, path), number in zip(found.items(), numbers[len(known) :], strict=True):
+        place = numbers.index(number)
+        if place < min(n_fitted, len(known)):
+            left_out.append((shown(path), "looks like an image that was fitted on: a part the model has seen"))
+        elif place < len(known):
+            left_out.append((shown(path), "looks like an image that the present thresholds come from"))
+        elif number in names:
+            left_out.append((shown(path), f"looks like {names[number]}: pictures of one part count once"))
+        else:
+            kept[content], names[number] = path, shown(path.name)
+    return kept
+
+
+def _scaled(found: Sequence[likeness.Thumbnail | None], white_level: int | None) -> list[likeness.Thumbnail | None]:
+    """Thumbnails in 0 to 255, as those of the model are."""
+    return [None if each is None else each * np.float32(255 / (white_level or 255)) for each in found]
+
+
+def _known(folder: ModelFolder, *, join: bool) -> list[likeness.Thumbnail | None]:
+    """Thumbnails of what the model was fitted on and, with `join`, of what its thresholds come from."""
+    if SEEN_NAME not in folder.manifest.files:
+        return []
+    n_fitted = len(folder.manifest.provenance.fit_hashes)
+    return likeness.unpack(folder.read(SEEN_NAME))[: None if join else n_fitted]
 
 
 def _digest(hashes: Sequence[str] | dict[str, Path]) -> str:

@@ -402,6 +402,9 @@ def _remarks(evaluation: Evaluation) -> list[dict[str, Any]]:
         found.append(_doubt(f"{refusals}."))
     if n_masks := len(evaluation.failures) - len(evaluation.refused):
         found.append(_doubt(f"{_count(n_masks, 'mask')} could not be used; listed below."))
+    found.extend(_doubt(f"{line}.") for line in evaluation.masks_read())
+    if evaluation.n_shared:
+        found.append(_doubt(f"{_count(evaluation.n_shared, 'good image')} left out: one to fit on shows the same."))
     if not evaluation.pixel.exact:
         found.append(_doubt("Pixel scores span so wide a range that neighbouring values were counted as equal."))
     found.append(

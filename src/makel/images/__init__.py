@@ -5,6 +5,8 @@ containers, tags             what a file says of itself, and whether it is whole
 jpeg, png, tiff, pnm, jp2    the formats that take more than that
 reading                      files → pixels
 rows                         files → some of their rows, for images too large for memory
+likeness                     which pictures show the same once more
+masks                        files → what is marked
 folders                      folders → image files, and what is passed over
 preparation                  pixels → what a model takes
 """
@@ -12,6 +14,7 @@ preparation                  pixels → what a model takes
 from makel.images.containers import Header
 from makel.images.folders import PassedOver, find, in_words, kind_of, misnamed, passed_over
 from makel.images.formats import SUFFIXES, ending, is_image_name
+from makel.images.masks import Mask, read_mask
 from makel.images.preparation import Kind, Preparation, coloured, prepare
 from makel.images.reading import (
     MAX_PIXELS,
@@ -33,6 +36,7 @@ __all__ = [
     "DecodedRows",
     "Header",
     "Kind",
+    "Mask",
     "PassedOver",
     "Preparation",
     "Rows",
@@ -52,6 +56,7 @@ __all__ = [
     "prepare",
     "read",
     "read_header",
+    "read_mask",
     "read_reduced",
     "reduction",
     "shown",

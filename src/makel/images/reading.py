@@ -210,6 +210,11 @@ def file_size(path: str | os.PathLike[str]) -> int:
     return status.st_size
 
 
+def turn_upright(pixels: NDArray[Any], orientation: int) -> NDArray[Any]:
+    """(H, W, ...) stored pixels as they stand upright, by an EXIF orientation from 1 to 8."""
+    return _UPRIGHT[orientation](pixels)
+
+
 def shown(path: str | os.PathLike[str]) -> str:
     """A path as a message shows it: on one line, whatever its name holds."""
     name = os.fsdecode(path)

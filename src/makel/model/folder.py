@@ -7,23 +7,28 @@ over another one, so where NAME exists it is first renamed to `.NAME.old-*`, and
 - between the two renames, an instant: both models whole under hidden names and none as NAME; `open_folder` says so,
   and the next `staging` or `recover` gives the old one its name back,
 - after the second rename: the new model; the next `staging` deletes what is left of the old one.
+
+Nobody else writes NAME meanwhile: `.NAME.lock` is held from the start.
 """
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import file_digest, sha256
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from stat import S_ISREG
 
 from makel.errors import MakelError, ModelFolderError
+from makel.model.lock import hold
 from makel.model.manifest import MANIFEST_NAME, MOST_MANIFEST_BYTES, RUNS, Draft, Manifest, read_json
 
 _ABANDONED_S = 24 * 3600
@@ -35,6 +40,11 @@ nothing."""
 
 _MOST_FILES, _MOST_DEPTH = 1000, 8
 """Files of a model folder, and folders within each other; makel writes about ten, and one."""
+_TOKEN_BYTES = 10
+"""Random bytes in a sibling's name: more digits than a date that somebody put behind a copy."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+"""What a write says of a disk that takes no more, without the file's name."""
 
 
 @dataclass(frozen=True)
@@ -139,16 +149,68 @@ def staging(target: Path) -> Iterator[Path]:
     stage = _sibling(target, "partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        recover(target)
-        check_target(target)
-        stage.mkdir()
     except OSError as error:
-        raise ModelFolderError(f"{target} cannot be written: {error.strerror}") from error
+        raise _unwritable(target, error) from error
+    with _alone(target):
+        try:
+            recover(target)
+            check_target(target)
+            stage.mkdir()
+        except OSError as error:
+            raise _unwritable(target, error) from error
+        try:
+            yield stage
+        except OSError as error:
+            if error.errno in _FULL:
+                raise _unwritable(target, error) from error
+            raise
+        finally:
+            if stage.exists():
+                shutil.rmtree(stage)
+
+
+@contextmanager
+def _alone(target: Path) -> Iterator[None]:
+    """Keep other processes, and other threads of this one, from writing the same model folder.
+
+    The system frees the file when a process is killed. It is deleted while it is held, so whoever opened it meanwhile
+    holds a file that is no longer there, and looks again.
+    """
+    path = target.with_name(f".{target.name}.lock")
+    while True:
+        try:
+            file = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        except OSError as error:
+            raise _unwritable(target, error) from error
+        if not hold(file):
+            os.close(file)
+            raise ModelFolderError(
+                f"{target} is being written by another fit or recalibration: wait for it, or give another folder"
+            )
+        if _is_same(file, path):
+            break
+        os.close(file)
     try:
-        yield stage
+        yield
     finally:
-        if stage.exists():
-            shutil.rmtree(stage)
+        if os.name == "nt":  # an open file cannot be deleted there
+            os.close(file)
+            with suppress(OSError):
+                path.unlink()
+        else:
+            path.unlink(missing_ok=True)
+            os.close(file)
+
+
+def _is_same(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _unwritable(target: Path, error: OSError) -> ModelFolderError:
+    return ModelFolderError(f"{target} cannot be written: {error.strerror}")
 
 
 def write(target: Path, stage: Path, draft: Draft) -> Manifest:
@@ -185,7 +247,7 @@ def write(target: Path, stage: Path, draft: Draft) -> Manifest:
     _flush_directory(target.parent)
     # The new model stands. A file of the old one that another process holds open (Windows) must not undo that: what is
     # left goes with the next `staging`.
-    shutil.rmtree(old, ignore_errors=True)
+    _delete_model(old)
     return manifest
 
 
@@ -228,7 +290,8 @@ def check_target(target: Path) -> None:
         raise ModelFolderError(f"{target} is a file: give a folder for the model")
     if not any(target.iterdir()):
         return
-    if others := sorted(set(_files(target)) - _written_files(target)):
+    written = _written_files(target)
+    if others := sorted((set(_files(target)) - written) | _other_folders(target, written)):
         raise ModelFolderError(
             f"{target} holds {others[0]}, which is no part of a model: nothing is deleted that makel did not write. "
             "Give another folder, or move it away"
@@ -236,16 +299,45 @@ def check_target(target: Path) -> None:
 
 
 def recover(target: Path) -> None:
-    """Finish or undo a replacement that a crash cut short, and delete what dead fits left beside `target`."""
+    """Finish or undo a replacement that a crash cut short, and delete what dead fits left beside `target`.
+
+    Folders that only have a like name are somebody's, and stay.
+    """
     for old in _siblings(target, "old"):
+        written = _written_files(old)
         # Deleting starts only when the new model stands, so an old one with a file missing is no longer wanted.
-        if not target.exists() and set(_files(old)) == _written_files(old):
+        if not target.exists() and written and set(_files(old)) == written:
             old.rename(target)
         else:
-            shutil.rmtree(old, ignore_errors=True)  # may still be held open; the next call tries again
+            _delete_model(old)  # may still be held open; the next call tries again
     for stage in _siblings(target, "partial"):
         if time.time() - stage.stat().st_mtime > _ABANDONED_S:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+def _delete_model(folder: Path) -> None:
+    """Delete the files that makel wrote into a folder, its manifest last, and then the folder where nothing is left.
+
+    Without the manifest nothing tells what makel wrote. What cannot be deleted stays.
+    """
+    with suppress(OSError, ModelFolderError):
+        written = set(_files(folder)) & _written_files(folder)  # what a manifest names may lie elsewhere
+        for name in sorted(written, key=lambda name: name == MANIFEST_NAME):
+            (folder / name).unlink(missing_ok=True)
+        for name in sorted(_folders_of(written), reverse=True):
+            (folder / name).rmdir()
+        folder.rmdir()
+
+
+def _folders_of(files: set[str]) -> set[str]:
+    """The folders, relative with forward slashes, that files lie in."""
+    return {parent.as_posix() for name in files for parent in PurePosixPath(name).parents} - {"."}
+
+
+def _other_folders(folder: Path, files: set[str]) -> set[str]:
+    """The folders inside one, relative with a slash behind, in which none of these files lies."""
+    found = (Path(root, name).relative_to(folder).as_posix() for root, names, _ in os.walk(folder) for name in names)
+    return {f"{name}/" for name in set(found) - _folders_of(files)}
 
 
 def _written_files(folder: Path) -> set[str]:
@@ -349,12 +441,12 @@ def _why_absent(folder: Path) -> str:
 
 def _sibling(target: Path, use: str) -> Path:
     # Not tempfile.mkdtemp: its mode 0700 would lock out the account that inspects.
-    return target.with_name(f".{target.name}.{use}-{secrets.token_hex(4)}")
+    return target.with_name(f".{target.name}.{use}-{secrets.token_hex(_TOKEN_BYTES)}")
 
 
 def _siblings(target: Path, use: str) -> list[Path]:
-    start = f".{target.name}.{use}-"
-    return sorted(path for path in target.parent.iterdir() if path.name.startswith(start) and path.is_dir())
+    made_here = re.compile(re.escape(f".{target.name}.{use}-") + f"[0-9a-f]{{{2 * _TOKEN_BYTES}}}")
+    return sorted(path for path in target.parent.iterdir() if made_here.fullmatch(path.name) and path.is_dir())
 
 
 def _flush(folder: Path) -> None:

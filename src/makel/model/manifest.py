@@ -48,6 +48,9 @@ _MOST_INPUT_PX = 2**25
 """Pixels of a model's input."""
 
 REPORT_NAME = "report.html"
+SEEN_NAME = "seen.jpg"
+"""Thumbnails of the images that the model was fitted on, in the order of their hashes, and of those its thresholds come
+from: `makel.images.likeness.pack`. Models of before have none."""
 WEIGHTS_NAME = "weights.safetensors"
 
 Runtime = Literal["onnx", "torch"]

@@ -29,6 +29,7 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from unicodedata import normalize
 
 import cv2
 import numpy as np
@@ -37,11 +38,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from makel.calibration import Calibration
 from makel.errors import CalibrationError, ImageError, UsageError
-from makel.images import MAX_PIXELS, shown
-from makel.images import read as read_image
+from makel.images import MAX_PIXELS, read_mask, shown
 
 ASPECT_TOLERANCE = 0.01
 """How far the aspect of an image may be from the one its zones were drawn on: rounding of a resize, no more."""
+
+MOST_IN_ZONE = 0.9
+"""Share of the image above which a mask of what is ignored, or judged by itself, is rather an inverted one."""
 
 _MOST = 200
 """Zones at most; labels are bytes."""
@@ -251,12 +254,12 @@ def _resolve(raw: _File, folder: Path) -> Zones:
     names = [zone.name for zone in raw.zone]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"two zones have the name {twice!r}: give each its own")
+    for zone in raw.zone:
+        _check(zone, raw.image_size_px)
     masks = {zone.name: _read_mask(zone, folder) for zone in raw.zone if zone.mask is not None}
     size = raw.image_size_px or max(
         (_size(mask) for mask in masks.values()), key=lambda each: each[0] * each[1], default=None
     )
-    for zone in raw.zone:
-        _check(zone, raw.image_size_px)
     for name, mask in masks.items():
         if size and not same_aspect(_size(mask), size):
             raise UsageError(
@@ -312,13 +315,28 @@ def _check(zone: _ZoneInFile, size: tuple[int, int] | None) -> None:
 
 def _read_mask(zone: _ZoneInFile, folder: Path) -> NDArray[np.uint8]:
     try:
-        pixels = read_image(folder / (zone.mask or ""))
+        mask = read_mask(_in_folder(folder, zone.mask or ""), most_marked=1.0)
     except ImageError as error:
         raise UsageError(f"the mask of zone {zone.name!r} cannot be used: {error}") from error
-    inside = np.asarray(pixels.reshape(*pixels.shape[:2], -1).max(axis=2) > 0, np.uint8)
+    inside = mask.marked.astype(np.uint8)
+    most = 0.999 if zone.kind == "include" else MOST_IN_ZONE
+    if (share := float(inside.mean())) > most:
+        raise UsageError(
+            f"the mask of zone {zone.name!r} marks {100 * share:.0f} % of the image: it is inverted, or its background "
+            "is not 0; what is inside must be bright on black"
+        )
     if not inside.any():
         raise UsageError(f"the mask of zone {zone.name!r} marks nothing: non-zero pixels are inside")
     return inside * np.uint8(255)
+
+
+def _in_folder(folder: Path, name: str) -> Path:
+    """A file by its name, also where the folder spells it with other code points, as macOS spells an umlaut."""
+    path = folder / name
+    if path.exists() or not path.parent.is_dir():
+        return path
+    wanted = normalize("NFC", path.name)
+    return next((each for each in path.parent.iterdir() if normalize("NFC", each.name) == wanted), path)
 
 
 def _size(mask: NDArray[np.uint8]) -> tuple[int, int]:

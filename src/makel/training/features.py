@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,8 +21,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from makel.datasets import distinct, hashes
+from makel.datasets import Snapshot, distinct, hashes
 from makel.errors import DatasetError, ImageError, TrainingError
+from makel.evaluation.held_out import checked
 from makel.images import Preparation, decode_all
 from makel.training.augment import COPIES, with_copies
 from makel.training.detector import Detector, Features
@@ -104,6 +106,7 @@ def extract(
     memory_limit: int = MEMORY_LIMIT_BYTES,
     tiles: TilePlan | None = None,
     copies_seed: int | None = None,
+    check: Callable[[Path], None] = lambda _path: None,
 ) -> Extraction:
     """Run the frozen part of a detector over images, decoding in parallel with it.
 
@@ -118,6 +121,7 @@ def extract(
         tiles: Take these tiles of the images, in place of the images; each is one row of the cache.
         copies_seed: Add jittered copies of every image, drawn by this seed; each is one row of the cache, after its
             image's own.
+        check: Raises an ImageError for a file that is no longer what it was; called after each was read.
 
     Raises:
         DatasetError: None of the images can be read.
@@ -154,6 +158,8 @@ def extract(
         progress("features", stop, total)
 
     for path, image in images:
+        if not isinstance(image, ImageError):
+            image = checked(path, image, check)
         if isinstance(image, ImageError):
             unreadable.append(image)
             continue
@@ -254,11 +260,14 @@ def _write_shared(
         work, whole = Path(name), Path(name) / "whole"
         whole.mkdir()
         paths = [sample.image_path for sample in good]
-        done = extract(detector, paths, preparation, device=device, folder=work, progress=progress)
+        snapshot = Snapshot.of(good)
+        done = extract(
+            detector, paths, preparation, device=device, folder=work, progress=progress, check=snapshot.check
+        )
         for number, level in enumerate(done.cache.levels):
             np.save(whole / f"{number}.npy", level[: len(done.paths)])
-        hash_of = dict(zip(paths, hashes(good), strict=True))
-        index = {"levels": len(done.cache.levels), "rows": {hash_of[path]: row for row, path in enumerate(done.paths)}}
+        rows = {snapshot.hashes[path]: row for row, path in enumerate(done.paths)}
+        index = {"levels": len(done.cache.levels), "rows": rows}
         (whole / "index.json").write_text(json.dumps(index), encoding="utf-8")
         try:
             whole.rename(place)
@@ -273,7 +282,11 @@ def _allocate(features: Sequence[Tensor], n: int, folder: Path, memory_limit: in
         yield from (np.empty(shape, np.float16) for shape in shapes)
         return
     for index, shape in enumerate(shapes):
-        yield np.memmap(folder / f"features-{index}.f16", np.float16, "w+", shape=shape)
+        path = folder / f"features-{index}.f16"
+        with path.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):  # a page that finds no room when it is written ends the process
+                os.posix_fallocate(file.fileno(), 0, 2 * int(np.prod(shape)))
+        yield np.memmap(path, np.float16, "r+" if hasattr(os, "posix_fallocate") else "w+", shape=shape)
 
 
 def _let_go(levels: Sequence[NDArray[np.float16]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,11 +25,11 @@ from safetensors.torch import save
 
 from makel.calibration import calibrate as fit_calibration
 from makel.calibration import images_needed
-from makel.datasets import Dataset, digest, folds, hashes, load, overlooked, split
-from makel.errors import DatasetError, ImageError, UsageError
+from makel.datasets import Dataset, Snapshot, folds, load, name_groups, overlooked, representatives, split
+from makel.errors import DatasetError, ImageError, ModelFolderError, UsageError
 from makel.evaluation.held_out import HeldOut, scan_image, score_held_out
 from makel.evaluation.report import find_doubtful, write_fit_report
-from makel.images import Preparation, read_header, shown
+from makel.images import Preparation, likeness, read_header, shown
 from makel.methods import load as load_method
 from makel.model import folder as model_folder
 from makel.model import golden
@@ -37,6 +38,7 @@ from makel.model.layout import ModelLayout, place_on_input
 from makel.model.manifest import (
     ONNX_NAME,
     REPORT_NAME,
+    SEEN_NAME,
     WEIGHTS_NAME,
     Backbone,
     Draft,
@@ -67,6 +69,8 @@ N_PARITY = 32
 """Held-out images the gate compares at most."""
 
 N_FOLDS = 5
+
+_WORK_FILE = re.compile(r"checkpoint\.(pt|tmp)|features-\d+\.f16")
 
 Scheme = Literal["holdout", "cross"]
 
@@ -114,6 +118,7 @@ def fit(
     holdout: float = 0.2,
     latency_budget: float | None = None,
     zones: str | os.PathLike[str] | Zones | None = None,
+    group: str | None = None,
     seed: int = 0,
     device: str = "auto",
     resume: bool = False,
@@ -146,6 +151,11 @@ def fit(
         latency_budget: Milliseconds from a decoded image to its verdict at the 99th percentile on this machine, for
             which size and backbone are chosen where they are not given; see `makel.training.latency`.
         zones: A zones file, or what `makel.model.zones.read` made of one; None for the whole image as one.
+        group: A regular expression that finds, in the path of each image below the dataset's folder, the part, strip or
+            lot it shows (`makel.datasets.name_groups`): images of one are held out together and count once for the
+            threshold. Folders inside the folder of good images are read too. Samples of a loaded dataset may also
+            carry a `group` of their own. None where every image is one of a part by itself, but for those that look
+            alike, which are found in any case.
         seed: Seed of everything random.
         device: "auto", "cpu", "cuda" or "mps".
         resume: Go on with an interrupted fit of the same images and settings.
@@ -204,7 +214,9 @@ def fit(
 
     with model_folder.staging(target) as stage, _work_folder(target, resume) as work:
         with watch.stage("data", progress):
-            dataset = data if isinstance(data, Dataset) else load(Path(data))
+            dataset = data if isinstance(data, Dataset) else load(Path(data), nested=group is not None)
+            if group is not None:
+                dataset = name_groups(dataset, group)
         shape_of = _shapes(config, changes.get("size"), dataset, tiling)
         choice = None
         if latency_budget is not None:
@@ -238,13 +250,15 @@ def fit(
         with watch.stage("data", progress):
             parts = split(dataset, holdout=0.0 if calibrate == "cross" else holdout, seed=seed)
             to_fit = parts.fit
+            snapshot = Snapshot.of((*parts.fit, *parts.calibrate))
+            good = [sample.image_path for sample in (*parts.fit, *parts.calibrate)]
+            looks = dict(zip(good, likeness.thumbnails(good), strict=True))
             layout = place_on_input(given_zones or Zones(), config.size)
             if given_zones:
                 _check_aspects(given_zones, (*to_fit, *parts.calibrate))
             tiles = TilePlan.of([sample.image_path for sample in to_fit], tiling, seed=seed) if tiling else None
             if tiles:
                 tiles.check()
-            good = [sample.image_path for sample in (*to_fit, *parts.calibrate)]
             pictures = survey.look(good, config.size, tiles=tiles)
             preparation = Preparation.settle([picture.kind for picture in pictures], shape=config.size)
             odd = survey.warnings(pictures, preparation.colour, dataset)
@@ -261,6 +275,7 @@ def fit(
                     progress=progress,
                     tiles=tiles,
                     copies_seed=seed if augment else None,
+                    check=snapshot.check,
                 )
             else:
                 extraction = extract_shared(
@@ -270,7 +285,7 @@ def fit(
             to_fit = tuple(sample for sample in to_fit if sample.image_path in fitted)
             odd = (*odd, *_second_product(detector, extraction))
         with watch.stage("training"):
-            key = _key(method, config, tiling, augment, seed, to_fit, given_zones)
+            key = _key(method, config, tiling, augment, seed, snapshot.digest(extraction.paths), given_zones)
             checkpoint = Checkpoint(work / "checkpoint.pt", key)
             history = train(
                 detector,
@@ -295,6 +310,7 @@ def fit(
                 layout,
                 tiling,
                 keep=N_PARITY,
+                check=snapshot.check,
             )
             if not held_out.paths:
                 first = held_out.unreadable[0]
@@ -311,6 +327,8 @@ def fit(
                     preparation=preparation,
                     tiling=tiling,
                 )
+                speaking = representatives(to_fit, seed)
+                scores, peaks = scores[speaking], peaks[speaking]
             else:
                 scores, peaks = held_out.scores, held_out.peaks
             calibration = fit_calibration(scores, peaks[:, 0], false_reject=false_reject, scheme=calibrate)
@@ -332,7 +350,9 @@ def fit(
             )
             quantised = golden.quantise(images[:N_GOLDEN])
             golden.write(stage, quantised, session.run(golden.restore(quantised)))
-        used = fitted | set(held_out.paths)
+        seen = [sample.image_path for sample in to_fit]
+        seen += [path for path in held_out.paths if path not in fitted]
+        (stage / SEEN_NAME).write_bytes(likeness.pack([looks[path] for path in seen], preparation.white_level))
         (stage / "log.jsonl").write_text(history.to_jsonl(), encoding="utf-8")
         draft = Draft(
             method=method_section,
@@ -341,7 +361,7 @@ def fit(
             calibration=calibration,
             provenance=Provenance(
                 data_name=dataset.name,
-                data_digest=digest([sample for sample in (*parts.fit, *parts.calibrate) if sample.image_path in used]),
+                data_digest=snapshot.digest(seen),
                 n_fit=len(to_fit),
                 n_calibrate=calibration.n,
                 n_tiles=len(extraction.cache) if tiling else 0,
@@ -350,18 +370,15 @@ def fit(
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
                 machine=f"{platform.machine()} {platform.system()}, {os.cpu_count()} cores, {where.type}",
                 versions=_versions(),
-                fit_hashes=tuple(map(short_hash, hashes(to_fit))),
-                calibrate_hashes=tuple(
-                    short_hash(each)
-                    for each in hashes([sample for sample in parts.calibrate if sample.image_path in used])
-                ),
+                fit_hashes=tuple(short_hash(snapshot.hashes[path]) for path in seen[: len(to_fit)]),
+                calibrate_hashes=tuple(short_hash(snapshot.hashes[path]) for path in seen[len(to_fit) :]),
                 holdout=() if calibrate == "cross" else tuple(_relative(path, dataset.root) for path in held_out.paths),
             ),
             fit=Fit(
                 seconds=watch.total(),
                 epochs=len(history.epochs),
                 final_loss=history.final_loss,
-                warnings=(*odd, *detector.warnings(history.epochs)),
+                warnings=(*parts.findings, *odd, *detector.warnings(history.epochs)),
                 images=survey.summary(pictures),
             ),
             parity=parity,
@@ -380,7 +397,7 @@ def fit(
             draft,
             losses=[epoch["loss"] for epoch in history.epochs],
             doubtful=find_doubtful(
-                [sample.image_path for sample in to_fit] if calibrate == "cross" else held_out.paths,
+                [to_fit[index].image_path for index in speaking] if calibrate == "cross" else held_out.paths,
                 scores,
                 session.run,
                 preparation,
@@ -389,7 +406,7 @@ def fit(
             unreadable=unreadable,
         )
         manifest = model_folder.write(target, stage, draft)
-        shutil.rmtree(work)
+        clear_work(work)
     notes = () if isinstance(data, Dataset) else overlooked(dataset)
     n_tiles = tiles.n_available if tiles else 0
     return FitSummary(target, manifest, unreadable, n_tiles, notes, survey.test_kinds(dataset))
@@ -560,7 +577,7 @@ def _work_folder(target: Path, resume: bool) -> Iterator[Path]:
     """Where a fit keeps its checkpoint and a mapped cache until it is done: beside the model folder."""
     work = target.with_name(f".{target.name}.resume")
     if work.exists() and not resume:
-        shutil.rmtree(work)
+        clear_work(work)
     work.mkdir(exist_ok=True)
     try:
         yield work
@@ -569,17 +586,31 @@ def _work_folder(target: Path, resume: bool) -> Iterator[Path]:
             work.rmdir()
 
 
+def clear_work(work: Path) -> None:
+    """Delete what a fit left in its work folder.
+
+    Raises:
+        ModelFolderError: The folder holds something else.
+    """
+    for path in sorted(work.iterdir()):
+        if path.is_dir() or not _WORK_FILE.fullmatch(path.name):
+            raise ModelFolderError(
+                f"{path} is nothing that a fit writes, in a folder that a fit would delete: move it away"
+            )
+    shutil.rmtree(work)
+
+
 def _key(
     method: str,
     config: DetectorConfig,
     tiling: Tiling | None,
     augment: bool,
     seed: int,
-    samples: Sequence[Sample],
+    data_digest: str,
     zones: Zones | None,
 ) -> str:
     cut, drawn = asdict(tiling) if tiling else None, zones and zones.model_dump(mode="json")
-    facts = json.dumps([method, asdict(config), cut, augment, seed, digest(samples), drawn], sort_keys=True)
+    facts = json.dumps([method, asdict(config), cut, augment, seed, data_digest, drawn], sort_keys=True)
     return sha256(facts.encode()).hexdigest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from dataclasses import dataclass, field
@@ -57,7 +58,9 @@ class Checkpoint:
     def save(self, state: dict[str, Any]) -> None:
         """Write atomically."""
         temporary = self.path.with_suffix(".tmp")
-        torch.save({"key": self.key, **state}, temporary)
+        buffer = io.BytesIO()  # torch, writing a file itself, has no word for a full disk
+        torch.save({"key": self.key, **state}, buffer)
+        temporary.write_bytes(buffer.getbuffer())
         temporary.replace(self.path)
 
     def load(self) -> dict[str, Any] | None:
