@@ -13,6 +13,8 @@ RESULT, LABEL = {"pass", "reject"}, {"good", "defect"}
 CANDIDATE = {"recalibrate", "refit", "budget"}
 EXPECTED = {
     "/inspect post picture": {"overlay", "mask"},
+    "/inspect post source": {"http", "manual"},
+    "/history get source": {"line", "manual"},
     "/jobs post preset": {"fast", "paper"},
     "/jobs post calibrate": {"holdout", "cross"},
     "/history get verdict": RESULT,

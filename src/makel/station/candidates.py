@@ -173,16 +173,18 @@ class Candidates:
 
     def objection(self, name: str, number: int) -> str:
         """Why a version must not judge: it is a candidate that did not pass, or is not tested yet. "" where it may."""
-        model_id = self._station.registry.version(name, number).model_id
+        versions = self._station.registry.versions(name)
+        model_id = next((each.model_id for each in versions if each.version == number), "")
+        same = []
         for each in self.all(name):
             if each.kind == "refit" and each.state in ("making", "testing") and number > each.newest:
                 return f"version {number} may be a candidate that is not tested yet: wait for candidate {each.id}"
             # One that came in another way, as a folder somebody gave, is the same candidate.
             if each.version == number or (each.model_id and each.model_id == model_id):
-                if each.state in ("ready", "active"):
-                    return ""
-                return f"version {number} is a candidate that is {each.state}: {each.problem}"
-        return ""
+                same.append(each)
+        if not same or any(each.state in ("ready", "active") for each in same):
+            return ""
+        return f"version {number} is a candidate that is {same[0].state}: {same[0].problem}"
 
     def close(self) -> None:
         """Stop what is being made."""
