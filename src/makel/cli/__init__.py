@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from makel.cli import bench, demo, evaluate, fit, history, inspect, model, recalibrate, serve, watch, weights
+from makel.cli import accept, bench, demo, evaluate, fit, history, inspect, model, recalibrate, serve, watch, weights
 from makel.cli.terminal import log_harmlessly, put
 from makel.errors import CODES, MakelError, UsageError, exit_code
 
@@ -47,6 +47,7 @@ app.command("inspect")(inspect.inspect)
 app.command("recalibrate")(recalibrate.recalibrate)
 app.command("verify")(model.verify)
 app.command("info")(model.info)
+app.add_typer(accept.app, name="accept")
 app.add_typer(weights.app, name="weights")
 app.command("bench")(bench.bench)
 app.command("serve")(serve.serve)
