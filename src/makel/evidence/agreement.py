@@ -92,8 +92,8 @@ class Limits:
     def in_words(self) -> str:
         """For people."""
         return (
-            f"effectiveness at least {self.effectiveness:.4g}, misses at most {self.miss_rate:.4g}, false alarms at "
-            f"most {self.false_alarm_rate:.4g}"
+            f"effectiveness at least {100 * self.effectiveness:.4g} %, misses at most {100 * self.miss_rate:.4g} %, "
+            f"false alarms at most {100 * self.false_alarm_rate:.4g} %"
         )
 
     def met(self, result: Agreement) -> bool:
