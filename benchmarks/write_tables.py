@@ -227,7 +227,7 @@ NAMES = {"anomalib patchcore": "PatchCore", "anomalib padim": "PaDiM", "anomalib
 
 
 def peers_readme() -> str:
-    """What a 5 % promise finds, then how well images are ranked, then what it costs; a column each."""
+    """What a 5 % promise finds on each set, then means and what it costs; a column each."""
     rows = done(read_peers("peers.csv"))
     groups = grouped(rows, "who", "size", "category")
     columns = sorted(grouped(rows, "who", "size"), key=lambda key: (key[0] != "makel", int(key[1])))
@@ -256,30 +256,21 @@ def peers_readme() -> str:
             cells.append(f"{(median if are_times else mean)(by_set):{form}}" if is_told else "–")
         return (name, *cells)
 
-    text = "Beside Anomalib's models on the same images and the same backbone ([how](docs/benchmarks/index.md)).\n"
-    if any(row["found_5"] for row in rows):
-        promised = {
-            category: percent([row for row in rows if row["category"] == category], "promise")
-            for category in categories
-        }
-        found = [(line[0], promised[line[0]], *line[1:]) for line in by_category("found_5", 2)]
-        ends = (over_sets("mean", "found_5", ".2f"), over_sets("good images rejected, mean", "false_reject_5", ".2f"))
-        found += [(line[0], "", *line[1:]) for line in ends]
-        text += (
-            "\nOf the defects, the share found by a threshold that was asked to reject at most 5 % of good parts. It "
-            "comes from the same held-out good images for all; where these are few, no less can be promised than "
-            f"stands beside:\n\n{table(('', 'promised', *names), found)}"
-        )
-    ranked = [*by_category("image_auroc", 3), over_sets("mean", "image_auroc", ".3f")]
-    text += f"\nImage AUROC:\n\n{table(('', *names), ranked)}"
-    summed = (
+    promised = {
+        category: percent([row for row in rows if row["category"] == category], "promise") for category in categories
+    }
+    found = [(line[0], promised[line[0]], *line[1:]) for line in by_category("found_5", 2)]
+    ends = (
+        over_sets("**mean**", "found_5", ".2f"),
+        over_sets("good images rejected, mean", "false_reject_5", ".2f"),
+        over_sets("image AUROC, mean", "image_auroc", ".3f"),
         over_sets("pixel AUROC, mean", "pixel_auroc", ".3f"),
         over_sets("AUPRO, mean", "aupro_30", ".3f"),
         over_sets("fit, s, median", "fit_s", ".0f", are_times=True),
         over_sets("ms an image, median", "ms_p50", ".1f", are_times=True),
     )
-    more = [line for line in summed if set(line[1:]) != {"–"}]
-    return text + (f"\nPixels and times:\n\n{table(('', *names), more)}" if more else "") + came_from(rows)
+    found += [(line[0], "", *line[1:]) for line in ends if set(line[1:]) != {"–"}]
+    return table(("defects found", "promised", *names), found) + came_from(rows)
 
 
 def few_images() -> str:
