@@ -10,7 +10,6 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from makel import __version__
 from makel.errors import MissingExtraError
 from makel.evaluation.pictures import data_uri, thumbnail
-from makel.evaluation.plots import interval_bar
 from makel.evaluation.protocol import Rate
 from makel.evidence.acceptance import Acceptance
 from makel.evidence.agreement import Agreement
@@ -124,12 +123,11 @@ def _row(each: Agreement, found: Acceptance) -> dict[str, Any]:
 def _cell(rate: Rate) -> dict[str, Any]:
     interval = rate.interval_95
     if rate.value is None or interval is None:
-        return {"value": "–", "of": "none presented", "interval": "", "bar": ""}
+        return {"value": "–", "of": "none presented", "interval": ""}
     return {
         "value": f"{100 * rate.value:.1f} %",
         "of": f"{rate.count} of {rate.of}",
         "interval": f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f} %",
-        "bar": interval_bar(rate.value, interval),
     }
 
 
