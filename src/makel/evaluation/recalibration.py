@@ -26,6 +26,7 @@ from makel.errors import DatasetError
 from makel.evaluation.held_out import HeldOut, score_held_out
 from makel.evaluation.report import find_doubtful, write_fit_report
 from makel.images import likeness, shown
+from makel.model import cards
 from makel.model import folder as model_folder
 from makel.model.folder import ModelFolder
 from makel.model.golden import replay
@@ -227,6 +228,7 @@ def recalibrate(
             packed = likeness.pack([*_known(folder, join=join), *looks], None)
             (stage / SEEN_NAME).write_bytes(packed)
         _report(stage, draft, measured, runner, [" ".join(each) for each in left_out])
+        cards.write(stage, draft)
         written = model_folder.write(target, stage, draft)
     return Recalibrated(
         target,

@@ -31,8 +31,8 @@ from makel.evaluation.held_out import HeldOut, scan_image, score_held_out
 from makel.evaluation.report import find_doubtful, write_fit_report
 from makel.images import Preparation, likeness, read_header, shown
 from makel.methods import load as load_method
+from makel.model import cards, golden
 from makel.model import folder as model_folder
-from makel.model import golden
 from makel.model import zones as zones_file
 from makel.model.layout import ModelLayout, place_on_input
 from makel.model.manifest import (
@@ -405,6 +405,7 @@ def fit(
             ),
             unreadable=unreadable,
         )
+        cards.write(stage, draft)
         manifest = model_folder.write(target, stage, draft)
         clear_work(work)
     notes = () if isinstance(data, Dataset) else overlooked(dataset)
