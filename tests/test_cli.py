@@ -523,6 +523,7 @@ class TestFit:
             "seed": 0,
             "device": "auto",
             "resume": False,
+            "group": None,
         }
         options = "--method dfr --preset paper --backbone vgg19 --blocks 1,3 --size 128 --epochs 2 --false-reject 0.05 "
         options += "--augment --tile 64 --overlap 8 --zones z.toml --latency-budget 20 "

@@ -690,7 +690,7 @@ def test_decoding_ahead_takes_no_more_than_it_may_and_ends_with_its_reader(files
         next(decoding)
     assert next(taken) == 2 + 3
     decoding.close()
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("makel-decode")]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("makel-decode_")]
 
 
 def test_decoding_ahead_happens_while_the_reader_works(files, monkeypatch):

@@ -26,7 +26,7 @@ def sdd(tmp_path):
         folder = root / f"kos{item:02}"
         for part in range(8):
             defect = (folder.name, part) in DEFECTS
-            write_pair(folder / f"Part{part}.jpg", folder / f"Part{part}_label.bmp", defect, 8 * item + 4 * part)
+            write_pair(folder / f"Part{part}.jpg", folder / f"Part{part}_label.bmp", defect, 8 * item + part)
     return root
 
 
@@ -92,9 +92,17 @@ def test_the_image_that_its_authors_leave_out_is_left_out(sdd):
     assert len(kolektor_sdd.read(sdd, 2).test) == 15
 
 
-def test_the_same_image_on_both_sides_is_refused(sdd):
+def test_a_good_image_on_both_sides_is_left_out_of_the_test(sdd):
     shutil.copy(sdd / "kos02" / "Part1.jpg", sdd / "kos01" / "Part1.jpg")
-    with pytest.raises(DatasetError, match=r"kos02/Part1\.jpg and .*kos01/Part1\.jpg are the same image"):
+    parts = split(load(sdd))
+    assert "kos01/Part1.jpg" in names(load(sdd).test)
+    assert "kos01/Part1.jpg" not in names(parts.test)
+    assert any("Part1.jpg" in finding for finding in parts.findings)
+
+
+def test_a_defect_that_is_a_good_image_too_is_refused(sdd):
+    shutil.copy(sdd / "kos02" / "Part1.jpg", sdd / "kos01" / "Part3.jpg")
+    with pytest.raises(DatasetError, match=r"kos02/Part1\.jpg and .*kos01/Part3\.jpg are the same image"):
         split(load(sdd))
 
 

@@ -33,7 +33,11 @@ def category(tmp_path):
         save(root / "train" / "good" / f"{number}.png", number=number)
         save(root / "test" / "good" / f"{number}.png", number=number + 8)
         save(root / "test" / "bent" / f"{number}.png", grey=10, number=number)
-        save(root / "ground_truth" / "bent" / f"{number}_mask.png", grey=255)
+        mask = np.zeros((8, 8), np.uint8)
+        mask[2:4, 2:4] = 255
+        path = root / "ground_truth" / "bent" / f"{number}_mask.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(cv2.imencode(".png", mask)[1].tobytes())
     return root
 
 

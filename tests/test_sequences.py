@@ -79,11 +79,12 @@ class Newcomer:
         assert station.poll() is None, f"{line}\n{station.stdout.read()}"
 
     def decides(self):
-        """Whether a station here decides images."""
+        """Whether a station here decides images, or would if it had a model."""
         asked = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         with contextlib.closing(asked), contextlib.suppress(OSError, http.client.HTTPException):
             asked.request("GET", "/readyz")
-            return asked.getresponse().status == HTTPStatus.OK
+            answer = asked.getresponse()
+            return answer.status == HTTPStatus.OK or b'"obstacles":["no model is served"]' in answer.read()
         return False
 
     def leaves(self):

@@ -206,7 +206,7 @@ def test_a_product_is_taught_judged_answered_and_rolled_back(page, station, tmp_
 
         # A pass and a reject.
         inspector = station.inspector("stripes")
-        passing = min(good, key=lambda path: station.look(inspector, path.read_bytes()).score)
+        passing = min(good, key=lambda path: station.look(inspector, station.decode(path.read_bytes())).score)
         page.go("line")
         page.post(f"/inspect?name={passing.name}", content=passing.read_bytes())
         page.reads(".verdict-word", "PASS")
