@@ -325,6 +325,14 @@ class TestInspect:
             return
         assert (code, out, err.count("\n")) == (2, "", 1)
         assert "its pictures would be taken for images: give a folder outside of it" in err
+
+    @pytest.mark.parametrize("command", ["inspect", "evaluate"])
+    @pytest.mark.parametrize("inside", [".", "found"])
+    def test_nothing_else_goes_into_a_model(self, makel_says, model, parts, command, inside):
+        code, out, err = makel_says(command, model, parts, "--out", model / inside)
+        assert (code, out) == (2, "")
+        assert "lies in the model folder" in err
+        assert not (model / "found").exists()
         assert sorted(path.name for path in parts.iterdir() if not path.is_symlink()) == ["good.png", "spot.png"]
 
     def test_an_unknown_provider(self, makel_says, model, parts):

@@ -10,6 +10,7 @@ from makel.datasets import (
     folds,
     load,
     load_all,
+    overlooked,
     refuse_defects,
     split,
 )
@@ -243,6 +244,35 @@ def test_masks_among_good_images_are_refused(tmp_path, mask):
     fill(tmp_path, [mask])
     with pytest.raises(DatasetError, match=rf"{mask} looks like a mask beside its image: keep masks in ground_truth"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["train/good", "test/good", "test/bent"])
+@pytest.mark.parametrize("mask", ["001_mask.png", "001-Mask.png", "001.gt.bmp"])
+def test_masks_beside_images_are_refused_in_every_folder(category, folder, mask):
+    fill(category / folder, [mask])
+    with pytest.raises(DatasetError, match=rf"{mask} looks like a mask beside its image: keep masks in ground_truth"):
+        load(category)
+
+
+def test_masks_lie_in_either_folder_or_both_in_any_case(category):
+    (category / "ground_truth").rename(category / "Ground_Truth")
+    fill(category / "masks" / "cut", ["a_mask.png"])
+    masks = {sample.mask_path.name for sample in load(category).test if sample.mask_path}
+    assert masks == {"000_mask.png", "002_mask.png", "a_mask.png", "b.png"}
+    fill(category / "masks" / "cut", ["b_mask.png"])
+    with pytest.raises(DatasetError, match=r"b_mask\.png and .*b\.png are masks of one image: keep one"):
+        load(category)
+
+
+@pytest.mark.parametrize("good", ["good", "."])
+def test_a_model_beside_its_images_is_no_kind_of_defect(tmp_path, good):
+    fill(tmp_path / good, numbered(9))
+    fill(tmp_path / "model", ["seen.jpg"])
+    assert len(load(tmp_path).good) < 9
+    for name in ("model.json", "model.onnx"):
+        (tmp_path / "model" / name).touch()
+    assert len(load(tmp_path).good) == 9
+    assert overlooked(load(tmp_path)) == ()
 
 
 def test_a_root_of_plain_folders_with_tests_keeps_their_good_images(tmp_path):

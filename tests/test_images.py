@@ -175,6 +175,7 @@ LOSSLESS = {
         lambda p: p.write_bytes(pnm(5, (GREY.astype(np.uint16) * 16).astype(">u2"), 4095)),
         GREY.astype(np.uint16) * 16,
     ),
+    "pgm and a line": ("a.pgm", lambda p: p.write_bytes(pnm(5, GREY, 255) + b"\n"), GREY),
     "pgm of few levels": ("a.pgm", lambda p: p.write_bytes(pnm(5, GREY // 128, 1)), GREY // 128 * 255),
     "ppm in words": ("a.ppm", lambda p: p.write_bytes(words(3, RGB)), RGB),
     "pgm in words": ("a.pnm", lambda p: p.write_bytes(words(2, GREY)), GREY),

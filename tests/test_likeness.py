@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
-from makel.datasets import Dataset, folds, load, name_groups, representatives, split
+from makel.datasets import Dataset, doubtful_labels, folds, load, name_groups, repeated, representatives, split
 from makel.errors import DatasetError, UsageError
 from makel.images import likeness
 from makel.types import Sample
@@ -139,10 +141,26 @@ def test_one_part_is_never_on_two_sides_and_has_one_say(twice):
     assert len(held) == len(set(held)) == 3
     assert not set(fit) & set(held)
     assert [sample.image_path.name for sample in parts.test] == ["b.png", "c.png"]
-    assert len(parts.findings) == 2
+    assert len(parts.findings) == 3
     assert "24 good images of 24 show 12 parts in all, such as 00.bmp and 00.jpg" in parts.findings[0]
     assert "3 held out beside are used for nothing" in parts.findings[0]
     assert "a.png, shows what is among the good ones: the test goes without" in parts.findings[1]
+    assert parts.findings[2].startswith("1 of 1 defects looks like good images, such as ")
+    assert "c.png like " in parts.findings[2]
+
+
+def test_images_to_test_on_that_show_the_same_are_counted(twice):
+    test = load(twice).test
+    assert repeated(test) == ()  # a.png and c.png show one part, and are good and a defect
+    assert repeated([*test, replace(test[1])])[0].startswith("1 of 4 images to test on shows what another does")
+    other = [sample for sample in test if sample.image_path.name == "b.png"]
+    assert doubtful_labels(other, other) == ()
+
+
+def test_a_group_for_every_image_is_said(tmp_path):
+    dataset = name_groups(load(frames(tmp_path)), ".*")
+    (line,) = split(dataset).findings
+    assert line.startswith("each of 24 good images is a group of its own, such as 'good/part0_0.png'")
 
 
 def test_folds_keep_a_part_together(twice):

@@ -43,6 +43,10 @@ def soft(factor=4):
     return cv2.GaussianBlur(cv2.resize(large, (80, 60), interpolation=cv2.INTER_AREA), (0, 0), 0.8)
 
 
+def ringing():
+    return np.asarray(Image.fromarray(WHITE).resize((160, 120)).resize((80, 60), Image.Resampling.LANCZOS))
+
+
 PLAIN = {
     "white": lambda: Image.fromarray(WHITE),
     "ones": lambda: Image.fromarray(np.uint8(TRUTH)),
@@ -61,6 +65,7 @@ READ = {
     ),
     "white on transparent white": (lambda: on_transparent((255, 255, 255), (255, 255, 255)), "opaque"),
     "black on transparent white": (lambda: on_transparent((0, 0, 0), (255, 255, 255)), "opaque"),
+    "ringing": (lambda: Image.fromarray(ringing()), "soft edges are cut at half"),
     "soft edges": (lambda: Image.fromarray(soft()), "soft edges are cut at half"),
 }
 

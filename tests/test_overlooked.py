@@ -59,13 +59,43 @@ def test_files_of_other_kinds_are_counted_by_ending(category):
     assert overlooked(load(category)) == ("4 files not looked at: 3 .heic, 1 .npy",)
 
 
+@pytest.mark.parametrize("folder", ["ground_truth", "ground_truth/bent/day1", "GROUND_TRUTH", "masks"])
+def test_masks_that_nothing_reads_are_named(category, folder):
+    save(category / folder / "7_mask.png")
+    (line,) = overlooked(load(category))
+    assert line.startswith(f"{folder}/ holds 1 image not looked at: move them to where the layout has images or masks")
+
+
+@pytest.mark.parametrize("kind", ["Good parts", "OK_2", "good-images", "defect_free", "i.O."])
+def test_a_kind_of_defect_called_good_is_named(category, kind):
+    (category / "test" / "good").rename(category / "test" / kind)
+    assert overlooked(load(category)) == (
+        f"{kind}/ is read as a kind of defect by its name: call it good if it holds good images",
+    )
+
+
+@pytest.mark.parametrize("kind", ["not_good", "pass_through_bent", "normal_map_error", "no_hole", "broken", "io_pin"])
+def test_a_kind_of_defect_called_like_one_is_not_named(category, kind):
+    (category / "test" / "bent").rename(category / "test" / kind)
+    (category / "ground_truth" / "bent").rename(category / "ground_truth" / kind)
+    assert overlooked(load(category)) == ()
+
+
+def test_images_behind_a_link_to_a_folder_of_folders_are_named(tmp_path):
+    save(tmp_path / "elsewhere" / "cam1" / "deep" / "0.png")
+    (tmp_path / "line").mkdir()
+    (tmp_path / "line" / "cam").symlink_to(tmp_path / "elsewhere")
+    found = passed_over(tmp_path / "line", [], advice="look")
+    assert found == PassedOver(("cam/ holds 1 image not looked at: look",), images=True)
+
+
 @pytest.mark.parametrize("folder", ["extra", "train/good/day1/deep", "."])
 def test_folders_that_no_part_of_the_layout_reads_are_named(category, folder):
     for number in range(2):
         save(category / folder / f"{number}.png", grey=77, number=number)
     (line,) = overlooked(load(category))
     name = f"{category}" if folder == "." else f"{folder}/"
-    assert line == f"{name} holds 2 images not looked at: move them to where the layout has images, or away"
+    assert line == f"{name} holds 2 images not looked at: move them to where the layout has images or masks, or away"
 
 
 def test_kinds_beside_a_test_folder_are_named(tmp_path):

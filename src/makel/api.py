@@ -6,7 +6,15 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from makel.datasets import load, overlooked, refuse_defects, without_shared
+from makel.datasets import (
+    doubtful_labels,
+    load,
+    overlooked,
+    refuse_contradictions,
+    refuse_defects,
+    repeated,
+    without_shared,
+)
 from makel.errors import DatasetError
 from makel.evaluation.protocol import Evaluation, Progress
 from makel.evaluation.protocol import evaluate as evaluate_samples
@@ -35,7 +43,7 @@ def evaluate(
         The measurements.
 
     Raises:
-        DatasetError: The data cannot be read, or holds no labelled test images.
+        DatasetError: The data cannot be read, holds no labelled test images, or one image as good and as a defect.
         ModelFolderError: The model folder is damaged or changed.
     """
     inspector = model if isinstance(model, Inspector) else Inspector.load(model)
@@ -45,11 +53,12 @@ def evaluate(
             f"{data} holds no labelled test images: give a folder with test/good and test/<defect kind> (MVTec AD "
             "layout), or defect folders beside the good one"
         )
+    refuse_contradictions(dataset.good, dataset.test)
     test = without_shared(dataset.good, dataset.test)
     return replace(
         evaluate_samples(inspector, test, progress=progress),
         n_shared=len(dataset.test) - len(test),
-        notes=overlooked(dataset),
+        notes=(*overlooked(dataset), *doubtful_labels(dataset.good, test), *repeated(test)),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from makel.cli.into_model import refuse_in_model
 from makel.cli.progress import Bars, say
 from makel.cli.terminal import put
 from makel.errors import CODES, ImageError
@@ -33,6 +34,8 @@ def evaluate(
     from makel.evaluation.report import write_evaluation_report
     from makel.model.inspector import Inspector
 
+    if out is not None:
+        refuse_in_model(out, model)
     inspector = Inspector.load(model, threads=threads, provider=provider)
     with Bars(quiet=quiet) as bars:
         evaluation = evaluate_model(inspector, data, progress=bars)

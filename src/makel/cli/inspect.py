@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from makel.cli.into_model import refuse_in_model
 from makel.cli.progress import count, say
 from makel.cli.terminal import put
 from makel.errors import CODES, REJECTED_EXIT_CODE, ImageError, MakelError, UsageError
@@ -40,6 +41,7 @@ def inspect(
     from makel.model.inspector import Inspector
 
     if out is not None:
+        refuse_in_model(out, model)
         _refuse_among_images(out, paths)
     inspector = Inspector.load(model, threads=threads, provider=provider)
     files, left = _expand(paths, recursive=recursive)

@@ -22,10 +22,12 @@ from makel.datasets.download import check_mvtec_ad, is_mvtec_ad
 from makel.datasets.overlooked import overlooked
 from makel.datasets.splits import (
     distinct,
+    doubtful_labels,
     folds,
     name_groups,
     refuse_contradictions,
     refuse_defects,
+    repeated,
     representatives,
     split,
     without_shared,
@@ -39,6 +41,7 @@ __all__ = [
     "check_mvtec_ad",
     "digest",
     "distinct",
+    "doubtful_labels",
     "folds",
     "hashes",
     "load",
@@ -47,6 +50,7 @@ __all__ = [
     "overlooked",
     "refuse_contradictions",
     "refuse_defects",
+    "repeated",
     "representatives",
     "split",
     "without_shared",

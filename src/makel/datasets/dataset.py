@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from unicodedata import normalize
 
 from makel.errors import DatasetError
 from makel.images import find, shown
@@ -15,7 +17,12 @@ GOOD_NAMES = ("good", "ok", "io", "gut", "normal", "pass")
 """Names of a folder of good images, in any case. Every other folder of images is a kind of defect."""
 
 MASK_FOLDERS = ("ground_truth", "masks")
-"""Folders of ground-truth masks, never of images to inspect."""
+"""Folders of ground-truth masks, never of images to inspect; in any case."""
+
+_NETWORKS = ("model.onnx", "weights.safetensors")
+
+_MASK_STEM = re.compile(r"(.+)[-_. ](mask|gt|label)", re.IGNORECASE)
+"""What the names of masks that lie beside their images have in addition, in datasets seen so far."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +62,34 @@ def is_good_name(name: str) -> bool:
 
 
 def subfolders(root: Path) -> list[Path]:
-    """The folders in a folder, sorted, without hidden ones."""
-    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """The folders in a folder, sorted, without hidden ones and models, which hold pictures too."""
+    folders = (entry for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    return sorted(folder for folder in folders if not is_model(folder))
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a model that was written beside its images."""
+    return (folder / "model.json").is_file() and any((folder / name).is_file() for name in _NETWORKS)
+
+
+def mask_folders(root: Path) -> list[Path]:
+    """The folders of masks beside the images, sorted."""
+    return [folder for folder in subfolders(root) if folder.name.lower() in MASK_FOLDERS]
+
+
+def refuse_masks(samples: Iterable[Sample]) -> None:
+    """No image may lie beside its mask: the mask is no image, and among good ones the image may be a defect.
+
+    Raises:
+        DatasetError: One is called like another with an ending such as `_mask`.
+    """
+    paths = {normalize("NFC", sample.image_path.stem): sample.image_path for sample in samples}
+    for stem, path in paths.items():
+        if (named := _MASK_STEM.fullmatch(stem)) and named[1] in paths:
+            raise DatasetError(
+                f"{shown(path)} looks like a mask beside its image: keep masks in ground_truth/KIND, and only images "
+                "to judge here"
+            )
 
 
 def samples_in(folder: Path, label: Label, kind: str, *, nested: bool = False) -> tuple[Sample, ...]:
@@ -69,9 +102,11 @@ def samples_in(folder: Path, label: Label, kind: str, *, nested: bool = False) -
         nested: Whether to take those of folders inside as well.
 
     Raises:
-        DatasetError: A folder inside holds images too, which would be left out without a word.
+        DatasetError: A folder inside holds images too, which would be left out without a word; or a mask lies beside
+            its image.
     """
     found = tuple(Sample(path, label, kind) for path in find(folder))
+    refuse_masks(found)
     for inner in subfolders(folder):
         if nested:
             found += samples_in(inner, label, kind, nested=True)

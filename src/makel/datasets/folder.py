@@ -15,7 +15,6 @@ of an image, also those that merely look alike (`makel.images.likeness`), fall o
 from __future__ import annotations
 
 from pathlib import Path
-from unicodedata import normalize
 
 from makel.datasets.contents import hashes
 from makel.datasets.dataset import (
@@ -24,6 +23,7 @@ from makel.datasets.dataset import (
     Dataset,
     content,
     is_good_name,
+    refuse_masks,
     samples_in,
     subfolders,
 )
@@ -31,9 +31,6 @@ from makel.datasets.mvtec_ad import read_test, with_masks
 from makel.errors import DatasetError
 from makel.images import SUFFIXES, find, likeness, shown
 from makel.types import Sample
-
-MASK_ENDINGS = ("_mask", "_GT", "_label")
-"""What the names of masks that lie beside their images have in addition, in datasets seen so far."""
 
 TEST_SHARE = 0.2
 """Share of the good images kept for testing where defects lie beside them."""
@@ -63,13 +60,13 @@ def read(root: Path, *, nested: bool = False) -> Dataset:
         )
     if sources == [root]:
         good = tuple(Sample(path, "good", "good") for path in find(root))
+        refuse_masks(good)
     else:
         good = samples_in(sources[0], "good", "good", nested=nested)
     if not good:
         raise DatasetError(
             f"{shown(sources[0])} holds {content(sources[0])}; expected were images ({', '.join(SUFFIXES)})"
         )
-    _refuse_masks(good)
     if (test := root / "test").is_dir():
         return Dataset(root.name, root, good, read_test(test, root))
     kinds = [folder for folder in folders if folder not in good_folders]
@@ -78,18 +75,6 @@ def read(root: Path, *, nested: bool = False) -> Dataset:
         return Dataset(root.name, root, good)
     fit, kept = _keep_for_test(good)
     return Dataset(root.name, root, fit, with_masks(kept + defects, root))
-
-
-def _refuse_masks(good: tuple[Sample, ...]) -> None:
-    """An image that lies there with its mask may be a defect, and a mask is no image."""
-    stems = {normalize("NFC", sample.image_path.stem) for sample in good}
-    for path in (sample.image_path for sample in good):
-        stem = normalize("NFC", path.stem)
-        if any(stem.endswith(ending) and stem.removesuffix(ending) in stems for ending in MASK_ENDINGS):
-            raise DatasetError(
-                f"{shown(path)} looks like a mask beside its image: keep masks in ground_truth/KIND, and only good "
-                "images here"
-            )
 
 
 def _keep_for_test(good: tuple[Sample, ...]) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:

@@ -16,11 +16,11 @@ from unicodedata import normalize
 
 from makel.datasets.dataset import (
     GOOD_NAMES,
-    MASK_FOLDERS,
     Dataset,
     content,
     is_good_name,
     listed,
+    mask_folders,
     samples_in,
     subfolders,
 )
@@ -79,7 +79,7 @@ def read_test(folder: Path, masks_root: Path) -> tuple[Sample, ...]:
 
 
 def with_masks(samples: tuple[Sample, ...], root: Path) -> tuple[Sample, ...]:
-    """Pair defects with the masks in `root`'s folder of masks: by kind and file name, never by position.
+    """Pair defects with the masks in `root`'s folders of masks: by kind and file name, never by position.
 
     Names count as they read, however they are spelled in Unicode. A defect without a mask stays without. Masks of good
     images are not needed and not read.
@@ -87,11 +87,8 @@ def with_masks(samples: tuple[Sample, ...], root: Path) -> tuple[Sample, ...]:
     Raises:
         DatasetError: A mask belongs to no image or to two, or an image has two.
     """
-    folder = next((root / name for name in MASK_FOLDERS if (root / name).is_dir()), None)
-    if folder is None:
-        return samples
     masks: dict[tuple[str, str], Path] = {}
-    for kind in subfolders(folder):
+    for kind in [kind for folder in mask_folders(root) for kind in subfolders(folder)]:
         for path in [] if is_good_name(kind.name) else find(kind):
             key = _key(kind.name, path.stem.removesuffix("_mask"))
             if key in masks:

@@ -159,12 +159,54 @@ def _findings(dataset: Dataset, good: Sequence[Sample], test: Sequence[Sample], 
             f"and count once for the threshold"
             + (f"; {n_unused} held out beside are used for nothing" * (n_unused > 0))
         )
+    if len({sample.group for sample in dataset.good} - {""}) == len(dataset.good):
+        alone = dataset.good[0]
+        found.append(
+            f"each of {len(dataset.good)} good images is a group of its own, such as {alone.group!r} of "
+            f"{shown(alone.image_path.name)}: nothing is held together by name. Name what several of them show"
+        )
     if shared := [sample for sample in dataset.test if sample not in set(test)]:
         found.append(
             f"{_images(len(shared))} to test on, such as {shown(shared[0].image_path)}, {_are(len(shared), 'show')} "
             "what is among the good ones: the test goes without"
         )
-    return tuple(found)
+    return (*found, *doubtful_labels(dataset.good, dataset.test))
+
+
+def doubtful_labels(good: Sequence[Sample], test: Sequence[Sample]) -> tuple[str, ...]:
+    """One line about defects that look like good images, to fit on or to test on; none as a rule."""
+    goods = [*good, *(sample for sample in test if sample.label == "good")]
+    defects = [sample for sample in test if sample.label == "defect"]
+    if not goods or not defects:
+        return ()
+    looks = likeness.thumbnails(sample.image_path for sample in (*goods, *defects))
+    numbers = likeness.groups(looks, n_known=len(goods)).tolist()
+    known = dict(zip(numbers[: len(goods)], goods, strict=True))
+    compared = zip(defects, numbers[len(goods) :], strict=True)
+    doubtful = [(sample, known[number]) for sample, number in compared if number in known]
+    if not doubtful:
+        return ()
+    sample, twin = doubtful[0]
+    return (
+        f"{len(doubtful)} of {len(defects)} defects {_are(len(doubtful), 'look')} like good images, such as "
+        f"{shown(sample.image_path)} like {shown(twin.image_path)}: one picture under two "
+        "labels, or a defect too faint for a small view of it. Look at them",
+    )
+
+
+def repeated(test: Sequence[Sample]) -> tuple[str, ...]:
+    """One line about images to test on that show once more what another of the same label does; none as a rule."""
+    numbers = likeness.groups(likeness.thumbnails(sample.image_path for sample in test)).tolist()
+    first: dict[object, Sample] = {}
+    pairs = [(each, first.setdefault((each.label, number), each)) for each, number in zip(test, numbers, strict=True)]
+    again = [(sample, twin) for sample, twin in pairs if sample is not twin]
+    if not again:
+        return ()
+    return (
+        f"{len(again)} of {len(test)} images to test on {_are(len(again), 'show')} what another does, such as "
+        f"{shown(again[0][0].image_path)} and {shown(again[0][1].image_path)}: each counts, and the intervals of the "
+        "rates are narrower than they should be",
+    )
 
 
 def _images(n: int) -> str:

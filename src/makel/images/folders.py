@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 from makel.errors import ImageError
@@ -55,7 +56,7 @@ def find(path: str | os.PathLike[str], *, recursive: bool = False) -> list[Path]
 
 
 def passed_over(
-    root: Path, looked_at: Collection[Path], *, advice: str, skip: Collection[str] = (), mixed: bool = True
+    root: Path, looked_at: Collection[Path], *, advice: str, skip: Collection[Path] = (), mixed: bool = True
 ) -> PassedOver:
     """What lies in a folder, and in those in it, and is not among what was looked at.
 
@@ -63,28 +64,29 @@ def passed_over(
         root: The folder.
         looked_at: Files in it, spelled as `root` is.
         advice: What to do about folders of images that were passed over.
-        skip: Names of folders whose images do not count.
+        skip: Folders that do not count.
         mixed: Whether images beside some that were looked at count.
     """
     kinds: Counter[str] = Counter()
     folders: Counter[Path] = Counter()
-    known, with_known, images = set(looked_at), {path.parent for path in looked_at}, False
+    known, with_known, skipped, images = set(looked_at), {path.parent for path in looked_at}, set(skip), False
     for number, path in enumerate(_walk(root)):
         if number == _MOST_LISTED:
             kinds["others, uncounted"] += 1
             images = True
             break
-        inside = {folder.name for folder in path.relative_to(root).parents}
-        if path in known or path.name in _LITTER or path.name.startswith("._"):
+        if path in known or skipped.intersection(path.parents):
             continue
-        if path.is_dir():
-            folders[path] = len(_found(path))
+        if path.name in _LITTER or path.name.startswith("._"):
+            continue
+        if path.is_dir():  # a link or hidden
+            folders[path] = _images_below(path)
             images |= bool(folders[path]) and not path.name.startswith(".")
         elif not is_image_name(path):
             kind, is_image = kind_of(path)
             kinds[kind] += 1
             images |= is_image
-        elif not inside.intersection(skip) and (mixed or path.parent not in with_known):
+        elif mixed or path.parent not in with_known:
             folders[path.parent] += 1
             images = True
     there = Counter({folder: count for folder, count in folders.items() if count})
@@ -119,11 +121,10 @@ def _walk(root: Path) -> Iterator[Path]:
         yield from (Path(folder, name) for name in sorted([*files, *left]))
 
 
-def _found(folder: Path) -> list[Path]:
-    try:
-        return find(folder)
-    except ImageError:  # not ours to read
-        return []
+def _images_below(folder: Path) -> int:
+    """How many images lie in a folder and in those in it, as far as anybody counts."""
+    listed = islice(_walk(folder), _MOST_LISTED)
+    return sum(is_image_name(path) and not path.is_dir() for path in listed)
 
 
 def kind_of(file: Path) -> tuple[str, bool]:

@@ -34,6 +34,9 @@ _VOID = 255
 _MOST_LABELS = 32
 """Labels beyond this many in one mask are greys."""
 
+_MOST_TOLD = 8
+"""Values beyond this many in a mask whose dim ones lie beside bright ones are those of an edge, not labels."""
+
 _EDGE = np.ones((5, 5), np.uint8)
 _LOSSY = ("JPEG", "WebP")
 
@@ -175,7 +178,8 @@ def _has_soft_edges(values: NDArray[Any]) -> bool:
     bright = np.asarray(values >= 3 * int(values.max()) / 4, np.uint8)
     near = cv2.dilate(bright, np.ones((9, 9), np.uint8)) > 0
     lit = values > values.min()
-    return values.max() >= 128 and bool(between.any()) and _is_thin(between) and bool(near[lit].all())
+    smooth = bool(between.any()) or len(np.unique(values)) > _MOST_TOLD
+    return values.max() >= 128 and smooth and _is_thin(between) and bool(near[lit].all())
 
 
 def _between(values: NDArray[Any]) -> NDArray[np.bool_]:

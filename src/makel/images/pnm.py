@@ -13,6 +13,7 @@ from makel.images.tags import Malformed
 
 _LONGEST_HEADER = 1 << 16
 _HEADER = re.compile(rb"P([2356])" + 3 * rb"(?:\s|#[^\r\n]*[\r\n])+(\d{1,9})" + rb"\s")
+_ANOTHER = re.compile(rb"P[1-7]\s")
 _IN_WORDS = (2, 3)
 
 
@@ -25,6 +26,10 @@ def read_pnm_header(stream: BinaryIO, size: int) -> Header:
     least = 2 * values - 1 if kind in _IN_WORDS else values * depth // 8
     if start + least > size:
         raise Malformed(f"is cut short: {size} bytes cannot hold {width}x{height} pixels; copy it again")
+    if kind not in _IN_WORDS:
+        stream.seek(start + least)
+        if _ANOTHER.match(stream.read(3)):
+            raise Malformed("holds more than one image: save the one to inspect as a file of its own")
     return Header("PNM", width, height, channels, depth)
 
 

@@ -146,6 +146,8 @@ def staging(target: Path) -> Iterator[Path]:
             fitting.
     """
     target = target.resolve()
+    if not target.name:
+        raise ModelFolderError(f"{target} is the root of a disk: give a folder for the model in it")
     stage = _sibling(target, "partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
