@@ -18,7 +18,7 @@ _SAYS_GOOD = re.compile(
 def overlooked(dataset: Dataset) -> tuple[str, ...]:
     """Lines about files and folders that were passed over, kinds of defect called good, and names that are wrong.
 
-    Images beside some that are used are left out by a layout on purpose. Masks of good images and models are not looked for.
+    Images beside some that are used are left out by a layout on purpose. Masks of good images are not needed.
     """
     samples = [*dataset.good, *dataset.test]
     images = [sample.image_path for sample in samples]
