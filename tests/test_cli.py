@@ -500,6 +500,11 @@ class TestProgress:
 
 
 class TestFit:
+    def test_the_root_of_a_disk_is_no_model(self, makel_says, parts):
+        code, out, err = makel_says("fit", parts, "--out", "/", "--quiet")
+        assert (code, out) == (8, "")
+        assert err.endswith("is the root of a disk: give a folder for the model in it\n")
+
     def test_options_reach_fit(self, makel_says, monkeypatch, tmp_path):
         asked = {}
 
@@ -513,6 +518,7 @@ class TestFit:
         assert isinstance(asked.pop("progress"), Bars)
         assert asked == {
             "data": asked["data"],
+            "group": None,
             "out": tmp_path / "m",
             "method": "skip_ae",
             "preset": "fast",

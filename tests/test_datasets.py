@@ -113,6 +113,13 @@ def test_train_without_good_images_is_refused(category):
         load(category)
 
 
+def test_an_empty_folder_of_good_images_says_what_it_holds(category):
+    for path in (category / "train" / "good").iterdir():
+        path.rename(path.with_suffix(".heic"))
+    with pytest.raises(DatasetError, match=r"train/good holds 000\.heic, .*; expected were images \(\.jpg"):
+        load(category)
+
+
 def test_a_category_without_train_can_only_be_tested_on(category):
     shutil.rmtree(category / "train")
     dataset = load(category)

@@ -231,6 +231,7 @@ HOSTILE = {
     "cmyk": ("a.jpg", lambda path: Image.fromarray(PIXELS).convert("CMYK").save(path), "is CMYK"),
     "float tiff": ("a.tif", lambda path: tifffile.imwrite(path, PIXELS[..., 0] / np.float32(255)), "save it with"),
     "cmyk tiff": ("a.tif", lambda path: Image.fromarray(PIXELS).convert("CMYK").save(path), "neither grey, RGB"),
+    "pictures in a row": ("a.pgm", lambda p: p.write_bytes(2 * b"P5 2 1 255\n\0\1"), "more than one image"),
     "pages": ("a.tif", pages, "more than one page"),
     "tags in a loop": ("a.tif", tags_in_a_loop, "more than one page"),
     "animated png": ("a.png", animated("PNG"), "is animated"),

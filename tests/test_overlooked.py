@@ -1,6 +1,7 @@
 """What a command did not look at, it says: of a dataset's folder, and in the summary."""
 
 import json
+import os
 from dataclasses import replace
 
 import cv2
@@ -79,6 +80,20 @@ def test_a_kind_of_defect_called_like_one_is_not_named(category, kind):
     (category / "test" / "bent").rename(category / "test" / kind)
     (category / "ground_truth" / "bent").rename(category / "ground_truth" / kind)
     assert overlooked(load(category)) == ()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths are of no use there at this depth")
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
+    parent = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(20):  # deeper than a path may be long: an error for root, too, who may list all else
+        os.mkdir("x" * 250, dir_fd=parent)
+        inner = os.open("x" * 250, os.O_RDONLY, dir_fd=parent)
+        os.close(parent)
+        parent = inner
+    os.close(parent)
+    (line,) = passed_over(tmp_path, [], advice="look").lines
+    assert line.endswith("cannot be listed, and may hold images: File name too long")
+    assert passed_over(tmp_path, [], advice="look").images
 
 
 def test_images_behind_a_link_to_a_folder_of_folders_are_named(tmp_path):

@@ -205,7 +205,7 @@ class TestAWholeEvaluation:
         assert evaluation.unmarked() is None
 
     def test_only_a_perfect_1_reads_as_one(self):
-        assert [figure(value) for value in (1.0, 0.999999, 0.99985, 0.0029, 0.0, None)] == [
+        assert [figure(value) for value in (1.0, 0.999999, 0.99985, 0.0029, -0.0, None)] == [
             "1.0000",
             "0.9999",
             "0.9999",

@@ -25,7 +25,7 @@ from makel.datasets.dataset import (
     subfolders,
 )
 from makel.errors import DatasetError
-from makel.images import find, shown
+from makel.images import SUFFIXES, find, shown
 from makel.types import Sample
 
 
@@ -126,6 +126,9 @@ def _read_train(folder: Path, *, nested: bool) -> tuple[Sample, ...]:
             f"{shown(defects[0])} holds images that are not called good, and only good ones are fitted on: move it to "
             "test/"
         )
+    empty = [kind for kind in subfolders(folder) if is_good_name(kind.name)]
+    if not good and len(empty) == 1 and not find(folder):
+        raise DatasetError(f"{shown(empty[0])} holds {content(empty[0])}; expected were images ({', '.join(SUFFIXES)})")
     if len(good) != 1 or find(folder):
         raise DatasetError(
             f"{shown(folder)} holds {content(folder)}; one folder of good images was expected there: train/good "

@@ -646,7 +646,7 @@ def figure(value: float | None, *, undefined: str = "undefined") -> str:
     """A metric in [0, 1] for a person: four digits, and only a perfect 1 reads as one."""
     if value is None:
         return undefined
-    return f"{value if value == 1 else min(value, 0.9999):.4f}"
+    return f"{value if value == 1 else max(0.0, min(value, 0.9999)):.4f}"
 
 
 def _rate(rate: Rate) -> str:

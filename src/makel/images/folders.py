@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -70,7 +70,8 @@ def passed_over(
     kinds: Counter[str] = Counter()
     folders: Counter[Path] = Counter()
     known, with_known, skipped, images = set(looked_at), {path.parent for path in looked_at}, set(skip), False
-    for number, path in enumerate(_walk(root)):
+    refused: list[OSError] = []
+    for number, path in enumerate(_walk(root, refused)):
         if number == _MOST_LISTED:
             kinds["others, uncounted"] += 1
             images = True
@@ -90,8 +91,8 @@ def passed_over(
             folders[path.parent] += 1
             images = True
     there = Counter({folder: count for folder, count in folders.items() if count})
-    lines = (*filter(None, [in_words(kinds)]), *_in_folders(there, root, advice))
-    return PassedOver(lines, images)
+    lines = (*filter(None, [in_words(kinds)]), *_in_folders(there, root, advice), *_unlisted(refused))
+    return PassedOver(lines, images or bool(refused))
 
 
 def misnamed(paths: Iterable[Path]) -> str:
@@ -113,10 +114,15 @@ def misnamed(paths: Iterable[Path]) -> str:
     )
 
 
-def _walk(root: Path) -> Iterator[Path]:
-    """Every file below a folder, sorted; and links to folders and hidden ones themselves, which nothing looks into."""
-    for folder, inner, files in os.walk(root):
-        left = sorted(name for name in inner if name.startswith(".") or Path(folder, name).is_symlink())
+def _walk(root: Path, refused: list[OSError] | None = None) -> Iterator[Path]:
+    """Every file below a folder, sorted; and links to folders and hidden ones themselves, which nothing looks into.
+
+    Args:
+        root: The folder.
+        refused: Gets an error for each folder that cannot be listed.
+    """
+    for folder, inner, files in os.walk(root, onerror=None if refused is None else refused.append):
+        left = sorted(name for name in inner if name.startswith(".") or os.path.islink(Path(folder, name)))  # noqa: PTH114, of a path too long it says no
         inner[:] = sorted(set(inner).difference(left))
         yield from (Path(folder, name) for name in sorted([*files, *left]))
 
@@ -163,6 +169,12 @@ def _in_folders(folders: Counter[Path], root: Path, advice: str) -> Iterator[str
     if len(folders) > _MOST_FOLDERS:
         rest = folders.total() - sum(count for _, count in folders.most_common(_MOST_FOLDERS))
         yield f"{len(folders) - _MOST_FOLDERS} more folders hold {_count(rest, 'image')} not looked at"
+
+
+def _unlisted(refused: Sequence[OSError]) -> Iterator[str]:
+    if refused:
+        more = f", nor can {len(refused) - 1} more" if len(refused) > 1 else ""
+        yield f"{shown(refused[0].filename)} cannot be listed{more}, and may hold images: {refused[0].strerror}"
 
 
 def _count(number: int, what: str) -> str:
