@@ -429,8 +429,10 @@ class TestCommand:
 
     def test_for_people(self, makel_says, model, line):
         code, out, err = makel_says("evaluate", model, line)
-        assert (code, err) == (0, "")
-        assert len(out.splitlines()) == 6
+        assert (code, err.count("\n")) == (0, 1)
+        assert err.startswith("makel: 3 of 9 images to test on show what another does, such as ")
+        assert len(out.splitlines()) == 7
+        assert f"note           {err.removeprefix('makel: ')}" in out
         report = model.with_name("model-evaluation") / "report.html"
         assert out.splitlines()[-1] == f"report         {report}"
         assert report.is_file()
@@ -442,8 +444,8 @@ class TestCommand:
         said = json.loads(out)
         assert set(said) == KEYS
         assert (said["n_unmarked"], said["blank_masks"]) == (1, [str(mask)])
-        assert err.startswith("makel: 1 of 5 defect images has no usable mask")
-        assert err.count("\n") == 1
+        assert err.splitlines()[1].startswith("makel: 1 of 5 defect images has no usable mask")
+        assert err.count("\n") == 2
         assert str(mask) in (tmp_path / "out/report.html").read_text(encoding="utf-8")
 
     def test_what_cannot_be_read_is_exit_code_3(self, makel_says, model, line):
@@ -451,8 +453,10 @@ class TestCommand:
         code, out, err = makel_says("evaluate", model, line)
         assert code == 3
         assert out.startswith("refused: ")
-        assert err.startswith("makel: 1 of 10 images cannot be judged, and the line would take them out: 1 good, ")
-        assert err.count("\n") == 1
+        assert err.splitlines()[1].startswith(
+            "makel: 1 of 10 images cannot be judged, and the line would take them out: 1 good, "
+        )
+        assert err.count("\n") == 2
 
 
 @pytest.mark.real
