@@ -518,7 +518,6 @@ class TestFit:
         assert isinstance(asked.pop("progress"), Bars)
         assert asked == {
             "data": asked["data"],
-            "group": None,
             "out": tmp_path / "m",
             "method": "skip_ae",
             "preset": "fast",
