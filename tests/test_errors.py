@@ -45,3 +45,8 @@ def test_a_missing_extra_says_the_install_command():
     error = MissingExtraError("makel fit", "fit")
     assert str(error) == "makel fit needs the 'fit' extra, which is not installed: pip install 'makel[fit]'"
     assert error.extra == "fit"
+
+
+def test_a_message_is_text_whatever_a_files_name_holds():
+    assert str(make(MakelError)) == "it"
+    assert str(ImageError("part\udcff.png is damaged")) == "part\\udcff.png is damaged"

@@ -30,6 +30,10 @@ from __future__ import annotations
 class MakelError(Exception):
     """Root of everything makel raises on purpose."""
 
+    def __str__(self) -> str:
+        """The message as text that can be sent anywhere: names of files in it may hold bytes that are no text."""
+        return super().__str__().encode("utf-8", "backslashreplace").decode("utf-8")
+
 
 class UsageError(MakelError):
     """Arguments or configuration that cannot be used."""

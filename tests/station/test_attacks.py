@@ -318,6 +318,12 @@ class TestStrangeWords:
         assert "report.html" in said["warnings"][0]
         assert "/" not in said["warnings"][0]
 
+    def test_a_file_whose_name_is_no_text_is_said(self, client, station):
+        """In a model folder, by whoever put it there: health and models are told all the same."""
+        (station.folder / "models" / "part" / "1" / "part\udcff.png").write_bytes(b"")
+        for path in ("/readyz", "/models", "/models/part", "/overview"):
+            assert "udcff.png is no part of this model" in client.get(path).text
+
     def test_an_event_stream_ends_with_its_token(self, station):
         tokens = Tokens(station.folder / "tokens.json")
         kept, removed = tokens.add("operator", "kept"), tokens.add("operator", "removed")

@@ -1,3 +1,4 @@
+import math
 import os
 import re
 import signal
@@ -7,7 +8,7 @@ import sys
 import threading
 import time
 import zlib
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import cv2
@@ -186,3 +187,22 @@ class TestLarge:
         wait_for(lambda: first._room._taken_bytes == 0)
         for each in (first, beside):
             each.close()
+
+    def test_waiting_for_its_memory_is_neither_hanging_nor_in_the_way(self, large, monkeypatch):
+        """Three large images wait for longer than a decoder may hang, and small ones go on."""
+        monkeypatch.setattr(decoding, "_HANG_S", 0.3)
+        with closing(Decoders(2, max_pixels=15_000_000)) as opened:
+            opened.start(2)
+            taken = opened._room.take(10**12, opened._closed)
+            got = []
+            threads = [threading.Thread(target=lambda: got.append(opened.decode(large).shape)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            wait_for(lambda: opened._busy and not math.isfinite(next(iter(opened._busy)).until_s))
+            time.sleep(1.5)  # those who look for hanging ones look once a second
+            assert opened.decode(GOOD).shape == (48, 80, 3)
+            monkeypatch.undo()
+            opened._room.give(taken)
+            for thread in threads:
+                thread.join(30)
+            assert got == [(3800, 3700, 3)] * 3

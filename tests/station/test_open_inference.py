@@ -1,6 +1,7 @@
 """The Open Inference Protocol, spoken by Triton's own client."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ from test_service import problem
 from tritonclient.utils import InferenceServerException
 
 import tiny_model
-from conftest import serving
-from makel.errors import UsageError
+from conftest import GOOD, serving
+from makel.errors import TooLargeError, UsageError
 from makel.station import open_inference
 from makel.station.access import Access, Tokens
+from makel.station.routes import inference
 
 IMAGES = np.random.default_rng(3).random((5, 3, tiny_model.SIZE, tiny_model.SIZE), np.float32)
 
@@ -137,3 +139,61 @@ def test_a_model_of_another_aspect_says_height_before_width():
     described = open_inference.metadata("part", ["1"], (8, 40))
     assert described["inputs"][0]["shape"] == [-1, 3, 8, 40]
     assert described["outputs"][1]["shape"] == [-1, 1, 8, 40]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"inputs": [' + b"[]," * 100_001 + b"0]}",
+        b'{"inputs": [' + b'{"":0},' * 40_000 + b"0]}",
+        b'{"inputs": [' + b'"ab",' * 60_000 + b"0]}",
+    ],
+)
+def test_a_request_of_more_lists_objects_and_texts_than_tensors_have_is_not_parsed(text):
+    with pytest.raises(UsageError, match="over 100000 lists, objects and texts"):
+        open_inference.read(text, None, (2, 2))
+
+
+def test_json_is_bounded_and_bytes_are_not():
+    text, tail = (
+        json.dumps(request(tensor={"parameters": {"binary_data_size": 48}})).encode(),
+        np.zeros(12, "<f4").tobytes(),
+    )
+    assert open_inference.read(text + tail, str(len(text)), (2, 2)).images.shape == (1, 3, 2, 2)
+    with pytest.raises(TooLargeError, match="16777217 bytes of JSON, at most 16777216 are read: send tensors as bytes"):
+        open_inference.read(b" " * (16 * 2**20 + 1), None, (2, 2))
+
+
+def test_long_answers_are_the_same_json():
+    values = np.arange(3 * 300 * 200, dtype=np.float32).reshape(3, 1, 300, 200)
+    asked = open_inference.InferenceRequest("7", IMAGES, {"score": False, "anomaly_map": False})
+    said, headers = open_inference.write(asked, "part", "1", {"anomaly_map": values, "score": values[:, 0, 0, 0]})
+    score, anomaly_map = json.loads(said)["outputs"]
+    assert anomaly_map == {
+        "name": "anomaly_map", "datatype": "FP32", "shape": [3, 1, 300, 200], "data": values.ravel().tolist(),
+    }  # fmt: skip
+    assert score["data"] == [0, 60_000, 120_000]
+    assert headers == {"Content-Type": "application/json"}
+
+
+def test_a_request_of_many_images_lets_others_have_their_turn(client, station):
+    """Between two of its batches an image is judged: 3 s of batches do not keep it waiting."""
+    line = station.line()
+    inspector, judged, asked = line.inspector, [], []
+
+    def slowly(each):
+        parts = inference._scores(each, np.repeat(IMAGES, 12, 0), 1)
+        while True:
+            asked.append(len(judged))
+            time.sleep(0.05)
+            try:
+                yield next(parts)
+            except StopIteration as ended:
+                return ended.value
+
+    future = line.run_in_turn(slowly)
+    judged.append(client.post("/inspect", content=GOOD).json()["verdict"])
+    result = future.result(30)
+    assert judged == ["pass"]
+    assert asked[-1] == 1  # there were batches after it
+    np.testing.assert_allclose(result["score"], np.repeat(inspector.scores(IMAGES).image, 12), rtol=1e-6)

@@ -137,7 +137,7 @@ def kind_of(file: Path) -> tuple[str, bool]:
     """What to call a file that was passed over, and whether it may be an image."""
     start = _start(file)
     held = format_of(start)
-    kind = ("hidden " if file.name.startswith(".") else "") + (file.suffix.lower() or "without an ending")
+    kind = ("hidden " if file.name.startswith(".") else "") + (shown(file.suffix.lower()) or "without an ending")
     return f"{kind} ({held})" if held in FORMATS and not named_format(file) else kind, bool(start) and held != "text"
 
 

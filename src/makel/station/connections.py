@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from makel.errors import UsageError
+from makel.station.inbox import LARGEST_BYTES
 from makel.station.mqtt import MqttPublisher
 from makel.station.opcua import OpcuaServer
 from makel.station.trigger import Trigger
@@ -72,6 +73,9 @@ class Connections:
         if wiring.opcua and not wiring.watched and not wiring.triggered:
             raise UsageError("OPC UA shows the lines of watched and triggered folders: wire at least one")
 
+        # An image of 16-bit colour may be so many bytes; what is larger is none that would be decoded.
+        largest_bytes = min(LARGEST_BYTES, 64 * 2**20 + 4 * station.settings.max_pixels)
+
         def done(model: str) -> Path | None:
             return wiring.done / model if wiring.done else None
 
@@ -85,6 +89,7 @@ class Connections:
                 give_up_s=wiring.give_up_s,
                 deadline_s=station.settings.deadline_s,
                 decode=station.decoders.decode,
+                largest_bytes=largest_bytes,
             )
             for model, folder in wiring.watched.items()
         }
@@ -98,6 +103,7 @@ class Connections:
                 deadline_s=wiring.deadline_s,
                 lead_s=wiring.lead_s,
                 decode=station.decoders.decode,
+                largest_bytes=largest_bytes,
             )
             for model, folder in wiring.triggered.items()
         }

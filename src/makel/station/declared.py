@@ -30,8 +30,8 @@ from makel.station.limits import Bodies, Body
 Result = TypeVar("Result")
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 
-Lane = Literal["health", "reading", "drawing", "changing", "inspecting"]
-_THREADS: dict[Lane, int] = {"health": 2, "reading": 16, "drawing": 2, "changing": 4, "inspecting": 16}
+Lane = Literal["health", "reading", "drawing", "changing", "inspecting", "parsing"]
+_THREADS: dict[Lane, int] = {"health": 2, "reading": 16, "drawing": 2, "changing": 4, "inspecting": 16, "parsing": 1}
 """Threads of each lane: whatever fills one of them, the others go on."""
 
 _limiters: RunVar[dict[Lane, CapacityLimiter]] = RunVar("makel-lanes")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -107,8 +108,9 @@ class Decoders:
         self.problem = ""
         self._n, self._max_pixels = n, max_pixels
         self._room: _Room = beside._room if beside else _Room(_LEAST_MEMORY_BYTES + _BYTES_PER_PIXEL * max_pixels)
+        self._large = threading.Semaphore(max(1, n // 2))  # those who wait for room leave decoders to the others
         self._idle: list[_Decoder] = []
-        self._busy: dict[_Decoder, float] = {}
+        self._busy: set[_Decoder] = set()
         self._changed = threading.Condition()
         self._closed = threading.Event()
         self._watch = threading.Thread(target=self._end_hanging, name="makel-decoders", daemon=True)
@@ -133,9 +135,18 @@ class Decoders:
             ImageError: As `makel.images.decode`; or decoding it takes more time or memory than an image of its size.
             Overloaded: No decoder can be had: this is closed, or the system starts no process.
         """
+        try:
+            return self._decode(image, name, None)
+        except LargeImageError:
+            if not large:
+                raise
+        with self._large:
+            return self._decode(image, name, self._room)
+
+    def _decode(self, image: bytes, name: str, room: _Room | None) -> NDArray[Any]:
         with self._borrowed() as decoder:
             try:
-                return decoder.decode(image, shown(name), self._max_pixels, self._room if large else None)
+                return decoder.decode(image, shown(name), self._max_pixels, room)
             except _Ended as ended:
                 _log.warning("%s %s", shown(name), ended)
                 raise ImageError(f"{shown(name)} {ended}") from None
@@ -158,7 +169,7 @@ class Decoders:
             yield decoder
         finally:
             with self._changed:
-                del self._busy[decoder]
+                self._busy.remove(decoder)
                 if decoder.alive and not self._closed.is_set():
                     self._idle.append(decoder)
                 elif not self._closed.is_set():  # the next image finds one that has started meanwhile
@@ -179,7 +190,8 @@ class Decoders:
             if not self._idle:
                 raise Overloaded(f"no decoder can be started: {self.problem}")
             decoder = self._idle.pop()  # the one used last: its pages are warm
-            self._busy[decoder] = monotonic() + _HANG_S
+            self._busy.add(decoder)
+            decoder.until_s = monotonic() + _HANG_S
             return decoder
 
     def _begin_another(self) -> None:
@@ -192,7 +204,7 @@ class Decoders:
     def _end_hanging(self) -> None:
         while not self._closed.wait(1.0):
             with self._changed:
-                late = [decoder for decoder, end in self._busy.items() if monotonic() > end]
+                late = [decoder for decoder in self._busy if monotonic() > decoder.until_s]
             for decoder in late:
                 decoder.kill()
 
@@ -202,10 +214,14 @@ class _Ended(Exception):  # noqa: N818  what became of a decoder, in words that 
 
 
 class _Decoder:
-    """One process; one thread at a time uses it."""
+    """One process; one thread at a time uses it.
+
+    Attributes:
+        until_s: When whoever uses it has to be done, by `monotonic`.
+    """
 
     def __init__(self, closed: threading.Event) -> None:
-        self._closed = closed
+        self._closed, self.until_s = closed, math.inf
         self._path: Path | None = None
         inherited: tuple[int, ...] = ()
         if sys.platform == "linux":
@@ -245,7 +261,9 @@ class _Decoder:
         return self._large(said["memory_bytes"], room) if "memory_bytes" in said else self._pixels(said)
 
     def _large(self, need_bytes: int, room: _Room | None) -> NDArray[Any]:
+        self.until_s = math.inf  # to wait for others is not to hang
         granted = room.take(need_bytes, self._closed) if room else 0
+        self.until_s = monotonic() + _HANG_S
         if room is None or not granted:
             self._ask("0")
             raise LargeImageError

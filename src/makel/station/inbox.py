@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 OVERLOOKED_S = 10.0
 """A file with another name than an image's may be one that is still being written, and renamed then."""
 
-_LARGEST_BYTES = 512 * 2**20
+LARGEST_BYTES = 512 * 2**20
 """As many as a station holds of all images under way: no larger one would ever be accepted."""
 
 
@@ -103,7 +103,13 @@ class Inbox:
     """
 
     def __init__(
-        self, folder: Path, *, done: Path | None = None, settle_s: float = 0.2, decode: Decode = decode_here
+        self,
+        folder: Path,
+        *,
+        done: Path | None = None,
+        settle_s: float = 0.2,
+        decode: Decode = decode_here,
+        largest_bytes: int = LARGEST_BYTES,
     ) -> None:
         """Look at `folder`.
 
@@ -113,12 +119,14 @@ class Inbox:
             done: A folder on the same file system, so that a file goes there whole or not at all. It is made.
             settle_s: Seconds that a file's size and modification time must stand still before it counts as written.
             decode: What tells whether a file is a whole image.
+            largest_bytes: A larger file is no image; nothing of it is read.
 
         Raises:
             UsageError: It is no folder, or `done` is the same one, or on another file system.
         """
         check_folder(folder)
         self.folder, self.done, self._settle_s, self._decode = folder, done, settle_s, decode
+        self._largest_bytes = largest_bytes
         self._waiting: dict[str, Waiting] = {}
         self._decided: dict[str, Arrival] = {}
         self._others: dict[str, tuple[float, str | None]] = {}  # name → since when, and what it is once that is known
@@ -198,8 +206,9 @@ class Inbox:
 
         All is decoded, because a header is whole long before its pixels are.
         """
-        if arrival.size > _LARGEST_BYTES:
-            return b"", f"{arrival.name} is {arrival.size} bytes, at most {_LARGEST_BYTES} are read: cut it into parts"
+        if arrival.size > self._largest_bytes:
+            most = f"at most {self._largest_bytes} are read"
+            return b"", f"{arrival.name} is {arrival.size} bytes, {most}: cut it into parts, or give --max-pixels"
         try:
             data = arrival.path.read_bytes()
         except FileNotFoundError:

@@ -37,7 +37,7 @@ class BodyLimits:
 
     image_bytes: int = 64 * 2**20
     upload_bytes: int = 4 * 2**30
-    held_bytes: int = 512 * 2**20
+    held_bytes: int = 384 * 2**20
     idle_s: float = 10.0
     least_bytes_per_s: float = 32 * 2**10
 

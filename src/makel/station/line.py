@@ -14,9 +14,9 @@ import itertools
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from time import perf_counter
 from typing import TypeVar
 
@@ -113,8 +113,7 @@ class Ticket:
 class _Errand:
     """Something else the model's thread is to do."""
 
-    work: Callable[[Inspector], None]
-    future: Future[None] = field(default_factory=Future)
+    work: Callable[[Inspector], bool]  # whether it is done; if not, it is called again when others had their turn
 
 
 class Line:
@@ -244,14 +243,38 @@ class Line:
         Raises:
             Overloaded: As `submit`.
         """
-        future: Future[Result] = Future()
 
-        def errand(inspector: Inspector) -> None:
-            if future.set_running_or_notify_cancel():
-                try:
-                    future.set_result(work(inspector))
-                except BaseException as error:  # belongs to whoever asked
-                    future.set_exception(error)
+        def all_of_it(inspector: Inspector) -> Generator[None, None, Result]:
+            yield from ()
+            return work(inspector)
+
+        return self.run_in_turn(all_of_it)
+
+    def run_in_turn(self, work: Callable[[Inspector], Generator[None, None, Result]]) -> Future[Result]:
+        """As `run`, a part at a time: at each `yield` what else is ready has its turn.
+
+        Args:
+            work: Gets the inspector of the moment it begins, and returns the result.
+
+        Raises:
+            Overloaded: As `submit`.
+        """
+        future: Future[Result] = Future()
+        begun: list[Generator[None, None, Result]] = []
+
+        def errand(inspector: Inspector) -> bool:
+            if not begun and not future.set_running_or_notify_cancel():
+                return True
+            try:
+                begun[:] = begun or [work(inspector)]
+                next(begun[0])
+            except StopIteration as ended:
+                future.set_result(ended.value)
+            except BaseException as error:  # belongs to whoever asked
+                future.set_exception(error)
+            else:
+                return False
+            return True
 
         with self._lock:
             self._admit()
@@ -429,9 +452,12 @@ class Line:
                 inspector = self._inspector
                 self._can_decode.notify_all()
             if isinstance(first, _Errand):
-                first.work(inspector)
+                done = first.work(inspector)
                 with self._lock:
-                    self._leave()
+                    if done:
+                        self._leave()
+                    else:
+                        self._ready.append(first)
             else:
                 self._judge_batch([ticket for ticket in batch if ticket.done is not None])
 

@@ -15,11 +15,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from makel.errors import UsageError
+from makel.errors import TooLargeError, UsageError
 from makel.types import Shape
 
 INPUT = "image"
 OUTPUTS = ("score", "anomaly_map")
+MOST_JSON_BYTES = 16 * 2**20
+"""A value that takes two bytes as text takes thirty in memory, and while text is parsed nothing else runs."""
+
+_MOST_PARTS = 100_000
+"""Lists, objects and texts in a request: a list for each row of 64 images of 256 px, and as many again."""
+
+_VALUES_AT_ONCE = 50_000
 EXTENSIONS = ("binary_tensor_data",)
 HEADER_LENGTH = "Inference-Header-Content-Length"
 
@@ -49,16 +56,25 @@ def read(body: bytes, header_length: str | None, shape: Shape) -> InferenceReque
 
     Raises:
         UsageError: It is no request this model can answer; the message says what was expected.
+        TooLargeError: Its JSON is longer than `MOST_JSON_BYTES`.
     """
     split = len(body) if header_length is None else _number(header_length, len(body))
+    text = body[:split]
+    if len(text) > MOST_JSON_BYTES:
+        raise TooLargeError(
+            f"this request has {len(text)} bytes of JSON, at most {MOST_JSON_BYTES} are read: send tensors as bytes "
+            "behind it (binary_data), or fewer images at once"
+        )
+    if sum(map(text.count, (b"[", b"{", b'"'))) > _MOST_PARTS:
+        raise UsageError(f"the request has over {_MOST_PARTS} lists, objects and texts: send its data as a flat list")
     try:
-        request = json.loads(body[:split])
+        request = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UsageError(f"the request is not JSON: {error}") from error
     inputs = _field(request, "inputs", list)
     if len(inputs) != 1 or _field(inputs[0], "name", str) != INPUT:
         raise UsageError(f"the request must have one input, {INPUT!r}")
-    images = _tensor(inputs[0], body[split:], (3, *shape))
+    images = _tensor(inputs[0], memoryview(body)[split:], (3, *shape))
     as_bytes = _option(request, "binary_data_output", False)
     wanted = _field(request, "outputs", list) if "outputs" in request else []
     outputs = {_field(output, "name", str): _option(output, "binary_data", as_bytes) for output in wanted}
@@ -84,18 +100,18 @@ def write(
     Returns:
         The body, and the headers it needs.
     """
-    outputs: list[dict[str, Any]] = []
+    outputs: list[str] = []
     tail: list[bytes] = []
     for name, as_bytes in request.outputs.items():
         array = np.ascontiguousarray(arrays[name], "<f4")
         output: dict[str, Any] = {"name": name, "datatype": "FP32", "shape": list(array.shape)}
         if as_bytes:
             tail.append(array.tobytes())
-            outputs.append({**output, "parameters": {"binary_data_size": len(tail[-1])}})
+            outputs.append(json.dumps({**output, "parameters": {"binary_data_size": len(tail[-1])}}))
         else:
-            outputs.append({**output, "data": array.ravel().tolist()})
-    answer: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": outputs}
-    head = json.dumps({**({"id": request.id} if request.id else {}), **answer}).encode("ascii")
+            outputs.append(f'{json.dumps(output)[:-1]}, "data": [{_listed(array)}]}}')
+    answer = {**({"id": request.id} if request.id else {}), "model_name": model, "model_version": version}
+    head = f'{json.dumps(answer)[:-1]}, "outputs": [{", ".join(outputs)}]}}'.encode("ascii")
     if not tail:
         return head, {"Content-Type": "application/json"}
     return b"".join([head, *tail]), {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
@@ -115,7 +131,7 @@ def metadata(model: str, versions: Sequence[str], shape: Shape) -> dict[str, Any
     }
 
 
-def _tensor(tensor: Any, tail: bytes, expected: tuple[int, ...]) -> NDArray[np.float32]:
+def _tensor(tensor: Any, tail: memoryview, expected: tuple[int, ...]) -> NDArray[np.float32]:
     shape = _field(tensor, "shape", list)
     if not all(isinstance(side, int) and not isinstance(side, bool) for side in shape):
         raise UsageError(f"the shape of {INPUT} must be whole numbers")
@@ -140,9 +156,17 @@ def _tensor(tensor: Any, tail: bytes, expected: tuple[int, ...]) -> NDArray[np.f
     return np.asarray(array.reshape(shape), np.float32)
 
 
+def _listed(array: NDArray[np.float32]) -> str:
+    """Values as the inside of a list of JSON; in parts, for meanwhile nothing else runs."""
+    values = array.ravel()
+    starts = range(0, len(values), _VALUES_AT_ONCE)
+    return ", ".join(json.dumps(values[start : start + _VALUES_AT_ONCE].tolist())[1:-1] for start in starts)
+
+
 def _array(data: list[Any]) -> NDArray[np.float32]:
     try:
-        return np.asarray(data, np.float32).ravel()
+        with np.errstate(over="ignore"):  # what is beyond a float becomes infinite, and is refused as that
+            return np.asarray(data, np.float32).ravel()
     except (ValueError, TypeError, OverflowError) as error:
         raise UsageError(f"the data of {INPUT} must be numbers, flat or nested as its shape") from error
 

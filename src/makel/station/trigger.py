@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from makel.errors import MakelError, Overloaded, UsageError
 from makel.images import shown
 from makel.station.decoding import Decode, decode_here
-from makel.station.inbox import Arrival, Decider, Inbox, Waiting, recorded_on
+from makel.station.inbox import LARGEST_BYTES, Arrival, Decider, Inbox, Waiting, recorded_on
 from makel.station.patrol import Patrol
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ class Trigger:
         settle_s: float = 0.02,
         lead_s: float = 0.0,
         decode: Decode = decode_here,
+        largest_bytes: int = LARGEST_BYTES,
     ) -> None:
         """Get ready; `start` begins.
 
@@ -66,12 +67,13 @@ class Trigger:
             settle_s: Seconds a file must stand still; 0 where files are renamed into place.
             lead_s: Seconds a picture may arrive before its trigger.
             decode: What tells whether a file is a whole image.
+            largest_bytes: A larger file is no image; nothing of it is read.
 
         Raises:
             UsageError: The folder or `done` cannot be used.
         """
         self.model, self.deadline_s = model, deadline_s
-        self._inbox = Inbox(folder, done=done, settle_s=settle_s, decode=decode)
+        self._inbox = Inbox(folder, done=done, settle_s=settle_s, decode=decode, largest_bytes=largest_bytes)
         self._station, self._lead_s = station, lead_s
         self._busy = threading.Lock()
         self._looking = threading.Lock()

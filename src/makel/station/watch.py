@@ -6,7 +6,7 @@ from pathlib import Path
 from time import monotonic
 
 from makel.station.decoding import Decode, decode_here
-from makel.station.inbox import Decider, Inbox, Waiting, recorded_on
+from makel.station.inbox import LARGEST_BYTES, Decider, Inbox, Waiting, recorded_on
 from makel.station.patrol import RETRY_S, Patrol
 
 
@@ -32,6 +32,7 @@ class Watch:
         deadline_s: float | None = None,
         poll_s: float = 0.05,
         decode: Decode = decode_here,
+        largest_bytes: int = LARGEST_BYTES,
     ) -> None:
         """Get ready; `start` begins.
 
@@ -45,11 +46,12 @@ class Watch:
             deadline_s: Seconds a decision may take; then it is a fail-safe reject.
             poll_s: Seconds between two looks at the folder.
             decode: What tells whether a file is a whole image.
+            largest_bytes: A larger file is no image; nothing of it is read.
 
         Raises:
             UsageError: The folder or `done` cannot be used.
         """
-        self._inbox = Inbox(folder, done=done, settle_s=settle_s, decode=decode)
+        self._inbox = Inbox(folder, done=done, settle_s=settle_s, decode=decode, largest_bytes=largest_bytes)
         self._station, self._model = station, model
         self._recorded: set[str] = set()  # keys of files that lie here and have a record, not compared with it yet
         self._give_up_s, self._deadline_s, self._poll_s = give_up_s, deadline_s, poll_s

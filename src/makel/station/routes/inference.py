@@ -6,6 +6,7 @@ It takes tensors and gives raw scores, as the ONNX file does: there is no image 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Generator
 from typing import Annotated, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ import makel
 from makel.errors import NotFoundError
 from makel.model.inspector import Inspector
 from makel.station import open_inference, problems
-from makel.station.declared import Declared, declared
+from makel.station.declared import Declared, declared, run_in
 from makel.station.line import Line
 from makel.station.routes.models import Name
 from makel.station.station import Station
@@ -92,10 +93,11 @@ def router(station: Station) -> APIRouter:
         line = await run_in_threadpool(_line, station, name, version)
         shape = line.inspector.manifest.preprocessing.shape
         header_length = request.headers.get(open_inference.HEADER_LENGTH)
-        asked = await run_in_threadpool(open_inference.read, await request.body(), header_length, shape)
-        arrays = await asyncio.wrap_future(line.run(lambda inspector: _scores(inspector, asked.images, line.batch)))
+        content = await request.body()
+        asked = await run_in("parsing", lambda: open_inference.read(content, header_length, shape))
+        arrays = await asyncio.wrap_future(line.run_in_turn(lambda each: _scores(each, asked.images, line.batch)))
         active = str(station.registry.active(name))
-        body, headers = await run_in_threadpool(open_inference.write, asked, name, active, arrays)
+        body, headers = await run_in("parsing", lambda: open_inference.write(asked, name, active, arrays))
         return Response(body, headers=headers)
 
     for path in ("/models/{name}", "/models/{name}/versions/{version}"):
@@ -123,9 +125,14 @@ def _line(station: Station, name: str, version: str | None) -> Line:
     return line
 
 
-def _scores(inspector: Inspector, images: NDArray[np.float32], batch: int) -> dict[str, NDArray[np.float32]]:
+def _scores(
+    inspector: Inspector, images: NDArray[np.float32], batch: int
+) -> Generator[None, None, dict[str, NDArray[np.float32]]]:
     """A part at a time: what the model needs for one image, it needs for each of a batch at once."""
-    parts = [inspector.scores(images[start : start + batch]) for start in range(0, len(images), batch)]
+    parts = []
+    for start in range(0, len(images), batch):
+        parts.append(inspector.scores(images[start : start + batch]))
+        yield
     return {
         "score": np.concatenate([part.image for part in parts]),
         "anomaly_map": np.concatenate([part.anomaly_map for part in parts]),
