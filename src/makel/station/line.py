@@ -375,46 +375,53 @@ class Line:
         self._decode(large=True)
 
     def _decode(self, *, large: bool = False) -> None:
+        while (ticket := self._next_to_decode(large=large)) is not None:
+            self._decode_one(ticket, large=large)
+
+    def _next_to_decode(self, *, large: bool) -> Ticket | None:
         source = self._large if large else self._waiting
-        while True:
-            with self._lock:
-                while not (source and len(self._ready) + self._decoding < self._ahead):
-                    if self._stopped:
-                        return
-                    self._can_decode.wait()
-                ticket = source.popleft()
-                image, inspector, observer = ticket.image, self._inspector, self._observer
-                self._decoding += 1
-            reason, is_large = "", False
-            try:
-                if image is not None:
-                    pixels = self._decode_image(image, name=ticket.name, large=large)
-                    ticket.inspector, ticket.prepared = inspector, inspector.prepare(pixels, ticket.name)
-                    del pixels  # not kept while this thread waits for the next one
-                    ticket.look = self._look(observer, ticket)
-                    if large:
-                        self._judge_large(ticket)
-            except LargeImageError:
-                is_large = True
-            except MakelError as error:
-                reason = str(error)
-            except Exception as error:  # a line goes on, whatever a file does to a decoder
-                _log.exception("%s: %s cannot be prepared", self.name, ticket.name)
-                reason = f"{ticket.name} cannot be prepared: {type(error).__name__}"
-            del image
-            if reason:
-                self._settle(ticket, None, reason)
-            with self._lock:
-                self._decoding -= 1
-                if is_large and ticket.done is not None:
-                    self._large.append(ticket)
-                    self._can_decode.notify_all()
-                elif ticket.done is not None:
-                    ticket.image = None
-                    self._ready.append(ticket)
-                    self._can_judge.notify()
-                else:
-                    self._can_decode.notify_all()
+        with self._lock:
+            while not (source and len(self._ready) + self._decoding < self._ahead):
+                if self._stopped:
+                    return None
+                self._can_decode.wait()
+            self._decoding += 1
+            return source.popleft()
+
+    def _decode_one(self, ticket: Ticket, *, large: bool) -> None:
+        reason, is_large = "", False
+        with self._lock:
+            image, inspector, observer = ticket.image, self._inspector, self._observer
+        try:
+            if image is not None:
+                pixels = self._decode_image(image, name=ticket.name, large=large)
+                ticket.inspector, ticket.prepared = inspector, inspector.prepare(pixels, ticket.name)
+                del pixels
+                ticket.look = self._look(observer, ticket)
+                if large:
+                    self._judge_large(ticket)
+        except LargeImageError:
+            is_large = True
+        except MakelError as error:
+            reason = str(error)
+        except Exception as error:  # a line goes on, whatever a file does to a decoder
+            _log.exception("%s: %s cannot be prepared", self.name, ticket.name)
+            reason = f"{ticket.name} cannot be prepared: {type(error).__name__}"
+        del image
+        if reason:
+            self._settle(ticket, None, reason)
+        with self._lock:
+            self._decoding -= 1
+            if is_large and ticket.done is not None:
+                self._large.append(ticket)
+                self._can_decode.notify_all()
+            elif ticket.done is not None:
+                ticket.image = None
+                self._ready.append(ticket)
+                self._can_judge.notify()
+            else:
+                ticket.prepared = None  # whatever still has the ticket keeps no pixels, whose room others wait for
+                self._can_decode.notify_all()
 
     def _judge_large(self, ticket: Ticket) -> None:
         """Judge a large image here, one at a time: its map takes so long that others would wait for it at the model."""
@@ -431,35 +438,42 @@ class Line:
             return None
 
     def _judge(self) -> None:
-        while True:
+        while self._judge_next():
+            pass
+
+    def _judge_next(self) -> bool:
+        """Wait for what is ready, and do it; False where the line has ended. Nothing of it is kept for the next."""
+        with self._lock:
+            while not self._ready:
+                if self._stopped:
+                    return False
+                self._can_judge.wait()
+            first = self._ready.popleft()
+            batch = [first] if isinstance(first, Ticket) else []
+            while (
+                batch
+                and len(batch) < self.batch
+                and sum(map(_pixels, batch)) <= _BATCH_PIXELS
+                and self._ready
+                and isinstance(following := self._ready[0], Ticket)
+                and following.inspector is batch[0].inspector
+            ):
+                batch.append(following)
+                self._ready.popleft()
+            inspector = self._inspector
+            self._can_decode.notify_all()
+        if isinstance(first, _Errand):
+            done = first.work(inspector)
             with self._lock:
-                while not self._ready:
-                    if self._stopped:
-                        return
-                    self._can_judge.wait()
-                first = self._ready.popleft()
-                batch = [first] if isinstance(first, Ticket) else []
-                while (
-                    batch
-                    and len(batch) < self.batch
-                    and sum(map(_pixels, batch)) <= _BATCH_PIXELS
-                    and self._ready
-                    and isinstance(following := self._ready[0], Ticket)
-                    and following.inspector is batch[0].inspector
-                ):
-                    batch.append(following)
-                    self._ready.popleft()
-                inspector = self._inspector
-                self._can_decode.notify_all()
-            if isinstance(first, _Errand):
-                done = first.work(inspector)
-                with self._lock:
-                    if done:
-                        self._leave()
-                    else:
-                        self._ready.append(first)
-            else:
-                self._judge_batch([ticket for ticket in batch if ticket.done is not None])
+                if done:
+                    self._leave()
+                else:
+                    self._ready.append(first)
+        else:
+            self._judge_batch([ticket for ticket in batch if ticket.done is not None])
+            for ticket in batch:
+                ticket.prepared = None
+        return True
 
     def _judge_batch(self, batch: list[Ticket]) -> None:
         if not batch:
