@@ -82,6 +82,17 @@ def test_what_cannot_be_wired_is_refused(station, tmp_path, makel_says):
         assert (code, said) == (2, f"makel: --watch {given!r} is not NAME=FOLDER, or its model has a folder already\n")
 
 
+def test_a_file_too_large_for_any_image_is_not_read(station, tmp_path):
+    """Three copies of what is read are held for a moment: of no more than the largest image that is decoded."""
+    with (tmp_path / "sparse.png").open("wb") as file:
+        file.truncate(64 * 2**20 + 4 * station.settings.max_pixels + 1)
+    with Connections(station, Wiring(watched={"parts": tmp_path}, settle_s=0)):
+        until(lambda: station.store.count() == 1)
+    (decided,) = station.store.find()
+    assert "sparse.png is 187108865 bytes, at most 187108864 are read" in decided.decision.reason
+    assert decided.decision.image_sha256 == ""
+
+
 def test_what_was_started_is_stopped_where_the_next_cannot_start(station, tmp_path, monkeypatch):
     monkeypatch.setenv("MAKEL_OPCUA_PASSWORD", "secret")
     before = threading.active_count()

@@ -206,3 +206,11 @@ class TestLarge:
             for thread in threads:
                 thread.join(30)
             assert got == [(3800, 3700, 3)] * 3
+
+    def test_what_its_memory_is_too_little_for_says_so(self, large):
+        with closing(Decoders(1, max_pixels=15_000_000)) as opened:
+            opened._room._size_bytes = 40_000_000
+            with pytest.raises(ImageError, match=r"more memory than the 40 MB there are here .* with --max-pixels"):
+                opened.decode(large)
+            with pytest.raises(ImageError, match=r"is cut short.*again$"):
+                opened.decode(GOOD[:-30])

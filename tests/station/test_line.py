@@ -1,6 +1,9 @@
 import threading
 from concurrent.futures import Future
+from contextlib import closing
 
+import cv2
+import numpy as np
 import pytest
 
 import tiny_model
@@ -8,7 +11,8 @@ from conftest import DEFECT, GOOD, held
 from makel.errors import Overloaded
 from makel.images import decode
 from makel.model.inspector import Inspector
-from makel.station.decoding import LargeImageError
+from makel.model.tiling import Tiling
+from makel.station.decoding import Decoders, LargeImageError
 from makel.station.line import Line
 
 
@@ -172,3 +176,20 @@ def test_a_large_image_is_decoded_and_judged_beside_the_others(make_line):
     assert [send(line, GOOD)[1].result(30).verdict.verdict for _ in range(3)] == ["pass"] * 3
     go.set()
     assert [future.result(30).verdict.verdict for future in large] == ["reject"] * 3
+
+
+@pytest.mark.parametrize(("kind", "deadline_s"), [("judged in tiles", 600), ("refused", None)])
+def test_a_large_image_leaves_its_room_to_the_next(tmp_path, kind, deadline_s):
+    """There is room for one: whoever decoded, judged or watches the clock keeps no pixels of one that is done with."""
+    tiling, depth = (Tiling(1024, 64), np.uint8) if kind == "judged in tiles" else (None, np.uint16)
+    model = tiny_model.write(tmp_path / "model", size=64, tiling=tiling)
+    plain = np.full((3400, 3400 if depth is np.uint8 else 1700, 3), 128, depth)  # 35 MB
+    image = cv2.imencode(".bmp" if depth is np.uint8 else ".png", plain)[1].tobytes()
+    with closing(Decoders(2, max_pixels=12_000_000)) as decoders:
+        line = Line("part", Inspector.load(model, threads=1), decode=decoders.decode)
+        try:
+            said = [send(line, image, deadline_s=deadline_s)[1].result(20) for _ in range(3)]
+        finally:
+            line.close()
+    assert [judged.verdict is not None for judged in said] == [kind == "judged in tiles"] * 3
+    assert all(kind == "judged in tiles" or "is 16-bit" in judged.reason for judged in said)

@@ -64,14 +64,22 @@ def _decode(exchange: BinaryIO, asked: dict[str, Any]) -> dict[str, Any]:
     with _bounded(_LEAST_TIME_S, _LEAST_MEMORY_BYTES + 2 * len(data)):
         header = decode_header(data, name=name)
     megapixels = min(header.width_px * header.height_px, max_pixels) / 1e6  # beyond that it is refused at once
-    memory = memory_of(header, len(data))
+    needed = memory = memory_of(header, len(data))
     if megapixels * 1e6 * header.channels * header.bit_depth / 8 > LARGE_BYTES:
         print(json.dumps({"memory_bytes": memory}), flush=True)
         memory = int(sys.stdin.readline())
         if not memory:
             return {"large": True}
     with _bounded(_LEAST_TIME_S + _TIME_S_PER_MPX * megapixels, memory):
-        pixels = decode(data, name=name, max_pixels=max_pixels)
+        try:
+            pixels = decode(data, name=name, max_pixels=max_pixels)
+        except ImageError as error:
+            if memory >= needed:
+                raise
+            raise ImageError(
+                f"{error}. Or its format takes more memory than the {memory / 1e6:.0f} MB there are here for large "
+                "images: save it as a plain one, or give more with --max-pixels"
+            ) from error
     del data
     exchange.seek(0)
     _write(exchange, np.ascontiguousarray(pixels).reshape(-1).view(np.uint8).data)
