@@ -86,7 +86,7 @@ def test_a_file_too_large_for_any_image_is_not_read(station, tmp_path):
     """Three copies of what is read are held for a moment: of no more than the largest image that is decoded."""
     with (tmp_path / "sparse.png").open("wb") as file:
         file.truncate(64 * 2**20 + 4 * station.settings.max_pixels + 1)
-    with Connections(station, Wiring(watched={"parts": tmp_path}, settle_s=0)):
+    with Connections(station, Wiring(watched={"parts": tmp_path}, settle_s=0, give_up_s=0.1)):
         until(lambda: station.store.count() == 1)
     (decided,) = station.store.find()
     assert "sparse.png is 187108865 bytes, at most 187108864 are read" in decided.decision.reason
