@@ -55,9 +55,12 @@ class TestTokens:
     def test_roles_and_a_damaged_file(self, tokens, tmp_path):
         with pytest.raises(UsageError, match="there is no role 'admin': it is operator or engineer"):
             tokens.add("admin", "")
-        (tmp_path / "tokens.json").write_text("{")
-        with pytest.raises(UsageError, match=r"tokens\.json is damaged"):
-            tokens.all()
+        token = {"id": "a", "name": "a", "role": "operator", "salt": "00", "sha256": "0", "created": ""}
+        for changed in ("{", "[1]", "[" * 100_000, *([token | each] for each in ({"salt": "x"}, {"role": "root"}))):
+            path = tmp_path / "tokens.json"
+            path.write_text(changed if isinstance(changed, str) else json.dumps(changed))
+            with pytest.raises(UsageError, match=r"tokens\.json is damaged"):
+                Tokens(path).all()
 
 
 class TestLoopback:

@@ -108,6 +108,7 @@ class TestInspect:
     def test_a_client_that_has_gone_takes_back_what_was_not_begun(self, client, station):
         with held(station.line()):
             ahead = [station.submit(GOOD, source="trigger") for _ in range(6)]
+            wait_for(lambda: len(station.line()._waiting) == 2)  # no more are decoded ahead, so nothing later is begun
             address = (client.base_url.host, client.base_url.port)
             with socket.create_connection(address) as raw:
                 head = f"POST /inspect HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(GOOD)}\r\n\r\n"

@@ -159,8 +159,8 @@ class Tokens:
                 return {}
             if changed != self._read[0]:
                 try:
-                    tokens = [Token(**each) for each in json.loads(self._path.read_bytes())]
-                except (OSError, ValueError, TypeError) as error:
+                    tokens = [_sound(Token(**each)) for each in json.loads(self._path.read_bytes())]
+                except (OSError, ValueError, TypeError, RecursionError) as error:
                     raise UsageError(f"{self._path} is damaged: restore it, or move it away and add tokens") from error
                 self._read = (changed, {token.id: token for token in tokens})
             return self._read[1]
@@ -297,6 +297,18 @@ async def _known(request: Request) -> Principal:  # async: in a thread it would 
 
 Known = Annotated[Principal, Depends(_known)]
 """An argument of an endpoint: who asks. What they may do is declared on its route."""
+
+
+def _sound(token: Token) -> Token:
+    """A token that can be compared with what is sent.
+
+    Raises:
+        ValueError, TypeError: It was changed by somebody else.
+    """
+    bytes.fromhex(token.salt)
+    if token.role not in ROLES or not token.sha256.isascii():
+        raise ValueError(token.role)
+    return token
 
 
 def _hash(salt: bytes, secret: str) -> str:
