@@ -1,0 +1,72 @@
+// Every step of the reader against golden suites: MAKEL_SUITES names folders, each with `model` and `suite` inside.
+
+import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
+import { readFileSync } from "node:fs";
+import { delimiter, join } from "node:path";
+import { test } from "node:test";
+
+import { Reader } from "../reader.mjs";
+
+const TYPES = { uint8: Uint8Array, uint16: Uint16Array, float32: Float32Array };
+
+function read(folder, { file, dtype, shape, sha256 }) {
+  const bytes = readFileSync(join(folder, file));
+  assert.equal(createHash("sha256").update(bytes).digest("hex"), sha256, file);
+  const data = new TYPES[dtype](bytes.buffer.slice(bytes.byteOffset, bytes.byteOffset + bytes.length));
+  assert.equal(data.length, shape.reduce((product, each) => product * each, 1), file);
+  return { data, shape };
+}
+
+/** A (N, ...) array as N arrays. */
+function parts({ data, shape: [count] }) {
+  const size = data.length / count;
+  return Array.from({ length: count }, (_, i) => data.subarray(i * size, (i + 1) * size));
+}
+
+const worst = (found, expected) => found.reduce((most, each, i) => Math.max(most, Math.abs(each - expected[i])), 0);
+
+for (const place of (process.env.MAKEL_SUITES ?? "").split(delimiter).filter(Boolean)) {
+  const folder = join(place, "suite");
+  const suite = JSON.parse(readFileSync(join(folder, "suite.json"), "utf8"));
+  const allowed = suite.tolerances;
+  const loading = Reader.load(join(place, "model"));
+  for (const expected of suite.cases) {
+    test(`${place}: ${expected.name}`, async () => {
+      const reader = await loading;
+      assert.equal(reader.manifest.model_id, suite.model_id);
+      const stored = read(folder, expected.pixels);
+      const [height, width, channels] = stored.shape;
+      const image = { data: stored.data, height, width, channels };
+      const white = reader.preprocessing.white_level ?? 255;
+
+      const cut = reader.prepare(image);
+      const prepared = parts(read(folder, expected.prepared));
+      assert.equal(cut.prepared.length, prepared.length);
+      cut.prepared.forEach((found, i) => {
+        const off = found.filter((value, at) => value !== prepared[i][at]).length / found.length;
+        assert.ok(worst(found, prepared[i]) * white <= allowed.prepared_levels + 1e-3, `levels ${worst(found, prepared[i]) * white}`);
+        assert.ok(off <= (process.env.MAKEL_EXACT && white === 255 ? 0 : allowed.prepared_share), `${off} of the values differ`);
+      });
+
+      const { scores, maps } = await reader.run(prepared);
+      const storedScores = read(folder, expected.network_scores).data;
+      const storedMaps = parts(read(folder, expected.network_maps));
+      assert.ok(worst(scores, storedScores) <= allowed.score);
+      maps.forEach((found, i) => assert.ok(worst(found, storedMaps[i]) <= allowed.map));
+
+      const enlarged = reader.enlarge(storedMaps, cut, height, width);
+      const storedMap = read(folder, expected.anomaly_map).data;
+      const highest = storedMap.reduce((most, each) => Math.max(most, each), 0);
+      assert.ok(worst(enlarged, storedMap) <= allowed.enlarged_map * highest, `enlarged map ${worst(enlarged, storedMap)}`);
+
+      const regions = reader.findRegions(storedMap, height, width);
+      const decided = reader.decide(Math.max(...storedScores), cut.isTiled ? null : storedMaps[0], regions);
+      assert.deepEqual(decided, expected.verdict);
+
+      assert.equal((await reader.inspect(image)).verdict, expected.verdict.verdict);
+    });
+  }
+}
+
+test("there is a suite to pass", () => assert.ok(process.env.MAKEL_SUITES, "name folders in MAKEL_SUITES"));
