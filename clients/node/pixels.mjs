@@ -18,8 +18,11 @@ function storeInto(data) {
   return (at, value) => void (data[at] = Math.min(most, Math.max(0, roundHalfEven(value))));
 }
 
-const empty = (like, height, width) =>
-  ({ ...like, height, width, data: new like.data.constructor(height * width * like.channels) });
+/** An image of the type of another, and what stores a value into it. */
+function empty(like, height, width) {
+  const data = new like.data.constructor(height * width * like.channels);
+  return [{ ...like, height, width, data }, storeInto(data)];
+}
 
 const scaleOf = (from, to) => 1 / (to / from); // in this order, as OpenCV divides
 
@@ -32,25 +35,21 @@ export function shrink(image, height, width) {
     return shrinkByWhole(image, height, width, roundHalfEven(down), roundHalfEven(across));
   }
   const { data, channels } = image;
-  const result = empty(image, height, width);
-  const store = storeInto(result.data);
+  const [result, store] = empty(image, height, width);
   const columns = shares(image.width, width, across);
-  const rowLength = width * channels;
-  const [row, sum] = [new Float32Array(rowLength), new Float32Array(rowLength)];
+  const [row, sum] = [new Float32Array(width * channels), new Float32Array(width * channels)];
   shares(image.height, height, down).forEach((parts, y) => {
     parts.forEach(([sourceY, beta], number) => {
       row.fill(0);
       columns.forEach((of, x) => {
         for (const [sourceX, alpha] of of) {
-          for (let c = 0; c < channels; c++) {
-            const value = data[(sourceY * image.width + sourceX) * channels + c];
-            row[x * channels + c] += f32(value * alpha);
-          }
+          const at = (sourceY * image.width + sourceX) * channels;
+          for (let c = 0; c < channels; c++) row[x * channels + c] += f32(data[at + c] * alpha);
         }
       });
-      for (let i = 0; i < rowLength; i++) sum[i] = number ? sum[i] + f32(beta * row[i]) : beta * row[i];
+      row.forEach((value, i) => (sum[i] = number ? sum[i] + f32(beta * value) : beta * value));
     });
-    for (let i = 0; i < rowLength; i++) store(y * rowLength + i, sum[i]);
+    sum.forEach((value, i) => store(y * sum.length + i, value));
   });
   return result;
 }
@@ -72,8 +71,7 @@ function shares(from, to, scale) {
 
 function shrinkByWhole(image, height, width, down, across) {
   const { data, channels } = image;
-  const result = empty(image, height, width);
-  const store = storeInto(result.data);
+  const [result, store] = empty(image, height, width);
   const isHalf = down === 2 && across === 2 && !(data instanceof Float32Array);
   const share = f32(1 / (down * across));
   for (let y = 0; y < height; y++) {
@@ -100,8 +98,7 @@ function shrinkByWhole(image, height, width, down, across) {
 export function interpolate(image, height, width) {
   if (image.height === 2 * height && image.width === 2 * width) return shrink(image, height, width);
   const { data, channels } = image;
-  const result = empty(image, height, width);
-  const store = storeInto(result.data);
+  const [result, store] = empty(image, height, width);
   const isByte = data instanceof Uint8Array;
   const columns = neighbours(image.width, width, isByte, true);
   const across = (y) => {

@@ -47,21 +47,15 @@ export class Reader {
 
   /** The tiles of an image, or the whole of it as one, each with where it lies and as the network takes it. */
   prepare(image) {
-    const { tiling } = this.manifest;
     const size = this.zones.image_size_px;
     if (this.zones.zones.length && size && Math.abs((image.width * size[1]) / (image.height * size[0]) - 1) > 0.01) {
       throw new Error(`the image is ${image.width}x${image.height}; the zones were drawn on ${size.join("x")}`);
     }
-    const whole = (length) => ({ side: length, starts: [0], weights: [new Float32Array(length).fill(1)] });
-    const down = tiling ? cut(image.height, tiling) : whole(image.height);
-    const across = tiling ? cut(image.width, tiling) : whole(image.width);
-    const prepared = [];
-    for (const top of down.starts) {
-      for (const left of across.starts) {
-        prepared.push(prepare(crop(image, top, left, down.side, across.side), this.preprocessing));
-      }
-    }
-    return { prepared, down, across, isTiled: Boolean(tiling) };
+    const tiling = (length) => this.manifest.tiling ?? { tile_px: length, overlap_px: 0 };
+    const [down, across] = [image.height, image.width].map((length) => cut(length, tiling(length)));
+    const tile = (top, left) => prepare(crop(image, top, left, down.side, across.side), this.preprocessing);
+    const prepared = down.starts.flatMap((top) => across.starts.map((left) => tile(top, left)));
+    return { prepared, down, across, isTiled: Boolean(this.manifest.tiling) };
   }
 
   /** Score and map, of the input's size, of each prepared tile. */

@@ -13,11 +13,6 @@ from makel.cli.terminal import put
 app = typer.Typer(help="The golden suite of a model: what another reader of it, or another machine, must come to.")
 
 
-@app.callback()
-def _golden() -> None:
-    """Keep `export` a command of its own, however many there are."""
-
-
 @app.command("export")
 def export(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
@@ -41,3 +36,24 @@ def export(
         return
     put(f"{out / SUITE_NAME}: {len(verdicts)} images of model {suite['model_id']}, {verdicts.count('reject')} rejected")
     put("it holds pictures made of the model's golden images: treat them like those")
+
+
+@app.command("check")
+def check(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder.")],
+    suite: Annotated[Path, typer.Argument(metavar="SUITE", help="What `makel golden export` wrote of it.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    provider: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or openvino.")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="Processor threads to use at most.")] = None,
+) -> None:
+    """Run a golden suite again on this machine and provider. Exit code 8 if a step or a verdict differs."""
+    from makel.evidence.golden_check import check as run
+    from makel.model.inspector import Inspector
+
+    found = run(Inspector.load(model, threads=threads, provider=provider), suite)
+    if as_json:
+        put(json.dumps(found.to_json()))
+        return
+    put(f"{found.n_cases} images of model {found.model_id} on {provider}: every verdict is the same")
+    for what, value in vars(found.worst).items():
+        put(f"{what:16} differs by at most {value:.2g} (allowed {found.tolerances[what]:.2g})")

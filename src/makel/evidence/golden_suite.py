@@ -178,15 +178,16 @@ class _Pixels:
         self._inspector, self._rng = inspector, rng
         self._white = inspector.manifest.preprocessing.white_level
         found = [image.transpose(1, 2, 0) for image in golden.images(inspector.folder)]
-        self._bases = found or [cv2.resize(rng.integers(60, 200, (6, 6, 3), np.uint8), (64, 64))]
+        self._bases = found or [np.asarray(cv2.resize(rng.integers(60, 200, (6, 6, 3), np.uint8), (64, 64)), np.uint8)]
         self._drawn = 0
 
     def draw(self, case: _Case) -> NDArray[Any]:
         """(H, W, 3) or (H, W), uint8 or uint16 as the model takes it."""
         base = self._bases[self._drawn % len(self._bases)]
         self._drawn += 1
-        image = self._spread(base, case.shape).astype(np.float32) / 255
-        image += self._rng.normal(0, 0.01, image.shape).astype(np.float32)
+        image = np.asarray(self._spread(base, case.shape) / np.float32(255), np.float32)
+        # Less than half a level of 8 bits, so that only 16 bits hold more than the base does.
+        image += self._rng.uniform(-0.4 / 255, 0.4 / 255, image.shape).astype(np.float32)
         self._mark(image, case)
         if case.channels == 1:
             image = image[..., 1]
@@ -211,7 +212,7 @@ class _Pixels:
             y, x = self._rng.integers(0, height - high + 1), self._rng.integers(0, width - wide + 1)
             block = image[y : y + high, x : x + wide]
             if case.look == "coloured":
-                block *= np.float32([1.0, 0.6, 0.3])
+                block *= np.array([1.0, 0.6, 0.3], np.float32)
             else:
                 block[:] = 1.5 if case.look == "above_white" else 1 - block
         elif case.look == "specks":
@@ -219,22 +220,36 @@ class _Pixels:
                 y, x = self._rng.integers(0, height), self._rng.integers(0, width)
                 image[y : y + 2, x : x + 2] = 1 - image[y : y + 2, x : x + 2]
         elif case.look == "tinted":
-            image[:] = image.mean(axis=2, keepdims=True) * np.float32([1.01, 1.0, 0.99])
+            image[:] = image.mean(axis=2, keepdims=True) * np.array([1.01, 1.0, 0.99], np.float32)
         elif case.look == "zone":
             zones = self._inspector.rules.zones
             inside = outline(zones, zones.zones[case.zone], width, height)
             image[inside] = 1 - image[inside]
 
 
-def _write_case(inspector: Inspector, folder: Path, case: _Case, pixels: NDArray[Any]) -> dict[str, Any]:
+def steps(inspector: Inspector, pixels: NDArray[Any]) -> tuple[NDArray[np.float32], list[tuple[int, int]] | None]:
+    """What the network is given of an image.
+
+    Args:
+        inspector: The model.
+        pixels: (H, W), (H, W, 1) or (H, W, 3).
+
+    Returns:
+        (N, 3, height, width) float32, and row and column where each of the N tiles begins; None of a model without.
+
+    Raises:
+        ImageError: The pixels are not of the kind the model takes.
+    """
     tiling, preparation = inspector.manifest.tiling, inspector.manifest.preprocessing
-    tiles = None
     if tiling is None:
-        prepared = inspector.prepare(pixels).image[np.newaxis]
-    else:
-        tiles = tiling.boxes(pixels.shape)
-        high, wide = tiling.cut(pixels.shape[0]).side_px, tiling.cut(pixels.shape[1]).side_px
-        prepared = np.stack([prepare(pixels[y : y + high, x : x + wide], preparation) for y, x in tiles])
+        return inspector.prepare(pixels).image[np.newaxis], None
+    tiles = tiling.boxes(pixels.shape)
+    high, wide = tiling.cut(pixels.shape[0]).side_px, tiling.cut(pixels.shape[1]).side_px
+    return np.stack([prepare(pixels[y : y + high, x : x + wide], preparation) for y, x in tiles]), tiles
+
+
+def _write_case(inspector: Inspector, folder: Path, case: _Case, pixels: NDArray[Any]) -> dict[str, Any]:
+    prepared, tiles = steps(inspector, pixels)
     scores = [inspector.scores(each[np.newaxis]) for each in prepared]
     verdict = inspector.inspect(pixels)
     (folder / case.name).mkdir()
