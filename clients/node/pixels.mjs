@@ -91,12 +91,11 @@ function shrinkByWhole(image, height, width, down, across) {
 }
 
 /**
- * OpenCV's INTER_LINEAR; to exactly half of both sides it is INTER_AREA there. Bytes go through whole numbers, to the
+ * OpenCV's INTER_LINEAR. Bytes go through whole numbers, to the
  * last bit as OpenCV does on every machine. 16 bits and float32 it computes in two ways, with Intel's IPP as here and
  * else in float32 throughout: they differ in the last bit.
  */
 export function interpolate(image, height, width) {
-  if (image.height === 2 * height && image.width === 2 * width) return shrink(image, height, width);
   const { data, channels } = image;
   const [result, store] = empty(image, height, width);
   const isByte = data instanceof Uint8Array;
@@ -176,22 +175,19 @@ export function prepare(image, preprocessing) {
   return prepared;
 }
 
-/** What a model fitted on grey takes of RGB: one grey channel, or if a pixel is coloured, the colour beyond a tint. */
+/** What a model fitted on grey takes of RGB: grey, and of each pixel the colour beyond a tint. */
 function withoutTint(pixels, white) {
   const size = pixels.height * pixels.width;
   const [grey, kept] = [new Float32Array(size), new Float32Array(size)];
   const [rounding, balance] = [f32((8 / 255) * white), f32(0.03)];
-  let isColoured = false;
   for (let i = 0; i < size; i++) {
     const [r, g, b] = pixels.data.subarray(3 * i, 3 * i + 3);
     grey[i] = (r * 9798 + g * 19235 + b * 3735 + 16384) >> 15;
     const highest = Math.max(r, g, b);
     const spread = highest - Math.min(r, g, b);
     const allowed = f32(rounding + f32(balance * highest));
-    isColoured ||= spread > allowed;
     kept[i] = 1 - f32(allowed / Math.max(spread, allowed));
   }
-  if (!isColoured) return { ...pixels, channels: 1, data: grey };
   const data = Float32Array.from(pixels.data, (value, i) => {
     const at = Math.floor(i / 3);
     return grey[at] + f32(kept[at] * f32(value - grey[at]));

@@ -29,7 +29,7 @@ function outline(zones, zone, height, width) {
   return found;
 }
 
-/** {ignored, labels} of an image: 0 is no zone, else 1 + the zone's place in the list. */
+/** {ignored, labels} of an image: 0 is no zone, else 1 + the zone's place in the list; of no account where ignored. */
 export function place(zones, height, width) {
   const [labels, ignored] = [new Uint8Array(height * width), new Uint8Array(height * width)];
   const hasIncluded = zones.zones.some((zone) => zone.kind === "include");
@@ -46,7 +46,6 @@ export function place(zones, height, width) {
       });
     }
   }
-  ignored.forEach((isIgnored, i) => isIgnored && (labels[i] = 0));
   return { ignored, labels };
 }
 

@@ -31,6 +31,13 @@ for (const place of (process.env.MAKEL_SUITES ?? "").split(delimiter).filter(Boo
   const suite = JSON.parse(readFileSync(join(folder, "suite.json"), "utf8"));
   const allowed = suite.tolerances;
   const loading = Reader.load(join(place, "model"));
+  test(`${place}: decisions`, async () => {
+    const reader = await loading;
+    for (const expected of suite.decisions) {
+      const { verdict, p_value } = reader.decide(expected.score, null, []);
+      assert.deepEqual({ score: expected.score, verdict, p_value }, expected);
+    }
+  });
   for (const expected of suite.cases) {
     test(`${place}: ${expected.name}`, async () => {
       const reader = await loading;

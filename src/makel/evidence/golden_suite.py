@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf, nextafter
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ def export(inspector: Inspector, folder: Path, *, seed: int = 0) -> dict[str, An
             "map": parity.map_tolerance,
             "enlarged_map": ENLARGING,
         },
+        "decisions": list(_decisions(inspector)),
         "cases": cases,
     }
     # Last, so that a suite that broke off is none.
@@ -97,13 +99,25 @@ def export(inspector: Inspector, folder: Path, *, seed: int = 0) -> dict[str, An
     return suite
 
 
+def _decisions(inspector: Inspector) -> Iterator[dict[str, Any]]:
+    """What follows from scores at which it matters what equal means; of no zone and no region."""
+    calibration = inspector.calibration
+    threshold, held_out = calibration.image_threshold, calibration.image_scores
+    for score in (held_out[0], threshold, nextafter(threshold, inf), held_out[-1], nextafter(held_out[-1], inf)):
+        judgement = inspector.rules.decide(score, None)
+        yield {"score": score, "verdict": "reject" if judgement.rejected else "pass", "p_value": judgement.p_value}
+
+
 def _cases(inspector: Inspector) -> Iterator[_Case]:
     """What there is to show of this model, each way through the preparation once."""
     manifest = inspector.manifest
     if manifest.tiling is not None:
         tile = manifest.tiling.tile_px
+        # Three tiles, the one in the middle between two pixels: halves are rounded to even.
+        step = tile - manifest.tiling.overlap_px
+        thrice = tile + 4 * ((2 * step - 3) // 4) + 3
         yield _Case("one_tile", (tile, tile))
-        yield _Case("grid", (_times(1.6, tile), _times(2.2, tile)), look="block")
+        yield _Case("grid", (thrice, _times(1.6, tile)), look="block")
         yield _Case("strip", (_times(2.3, tile), _times(0.7, tile)), look="specks")
         yield _Case("smaller_than_a_tile", (_times(0.6, tile), _times(0.4, tile)), look="block")
         yield _Case("grey_grid", (_times(1.3, tile), tile), channels=1, look="block")
@@ -116,11 +130,13 @@ def _cases(inspector: Inspector) -> Iterator[_Case]:
         yield _Case("above_white", shape, look="above_white")
     for number, zone in enumerate(inspector.rules.zones.zones[:_MOST_ZONES]):
         yield _Case(f"in_zone_{number}_{zone.kind}", shape, look="zone", zone=number)
+    if inspector.rules.zones.zones:
+        yield _Case("across_zones", shape, look="large")
 
 
 def _whole(inspector: Inspector) -> Iterator[_Case]:
     high, wide = inspector.manifest.preprocessing.shape
-    larger, smaller = (_times(1.37, high), _times(1.61, wide)), (_times(0.61, high), _times(0.43, wide))
+    larger, smaller = (_times(1.37, high) | 1, _times(1.61, wide) | 1), (_times(0.61, high), _times(0.43, wide))
     cases = [
         _Case("as_it_is", (high, wide)),
         _Case("shrinks", larger, look="block"),
@@ -130,6 +146,7 @@ def _whole(inspector: Inspector) -> Iterator[_Case]:
         _Case("halves_twice_grey", (4 * high, 4 * wide), channels=1),
         _Case("halves_then_shrinks", (6 * high, 6 * wide), channels=1, look="block"),
         _Case("grows", smaller, look="block"),
+        _Case("grows_to_double", (-(-high // 2), -(-wide // 2)), look="specks"),
         _Case("shrinks_and_grows", (larger[0], smaller[1])),
         _Case("grows_and_shrinks", (smaller[0], larger[1]), look="specks"),
         _Case("shrinks_grey", larger, channels=1, look="block"),
@@ -207,24 +224,31 @@ class _Pixels:
     def _mark(self, image: NDArray[np.float32], case: _Case) -> None:
         """Do to an image in [0, 1], in place, what a case asks for."""
         height, width = case.shape
-        if case.look in ("block", "above_white", "coloured"):
+        if case.look == "above_white":
+            image[: -(-height // 3)] = 1.5
+        elif case.look == "coloured":
+            image[: -(-height // 3)] *= np.array([1.0, 0.6, 0.3], np.float32)
+        elif case.look == "block":
             high, wide = -(-height // 5), -(-width // 5)
             y, x = self._rng.integers(0, height - high + 1), self._rng.integers(0, width - wide + 1)
-            block = image[y : y + high, x : x + wide]
-            if case.look == "coloured":
-                block *= np.array([1.0, 0.6, 0.3], np.float32)
-            else:
-                block[:] = 1.5 if case.look == "above_white" else 1 - block
+            _stain(image, np.s_[y : y + high, x : x + wide])
+        elif case.look == "large":
+            _stain(image, np.s_[height // 8 : height - height // 8, width // 8 : width - width // 8])
         elif case.look == "specks":
             for _ in range(5):
                 y, x = self._rng.integers(0, height), self._rng.integers(0, width)
-                image[y : y + 2, x : x + 2] = 1 - image[y : y + 2, x : x + 2]
+                _stain(image, np.s_[y : y + 2, x : x + 2])
         elif case.look == "tinted":
             image[:] = image.mean(axis=2, keepdims=True) * np.array([1.01, 1.0, 0.99], np.float32)
         elif case.look == "zone":
             zones = self._inspector.rules.zones
-            inside = outline(zones, zones.zones[case.zone], width, height)
-            image[inside] = 1 - image[inside]
+            _stain(image, outline(zones, zones.zones[case.zone], width, height))
+
+
+def _stain(image: NDArray[np.float32], where: Any) -> None:
+    """Make a part of an image black or white, whichever is further from what it is."""
+    if image[where].size:
+        image[where] = 1 if image[where].mean() < 0.5 else 0
 
 
 def steps(inspector: Inspector, pixels: NDArray[Any]) -> tuple[NDArray[np.float32], list[tuple[int, int]] | None]:
