@@ -72,6 +72,22 @@ MODELS = {
         ),
         "image_scores": (0.2, 0.3, 0.42),
     },
+    # The middle of its zone's first row lies between two rows of the input.
+    "tied": {
+        "size": (27, 18),
+        "zones": Zones(
+            image_size_px=(67, 46),
+            zones=(
+                Zone(
+                    name="seam",
+                    kind="inspect",
+                    polygon=((0, 23), (67, 23), (67, 25), (0, 25)),
+                    false_reject=0.25,
+                    calibration=calibrated(0.2, 0.3, 0.4),
+                ),
+            ),
+        ),
+    },
     "tiled": {
         "tiling": Tiling(40, 12),
         "zones": Zones(min_area_px=4, mm_per_px=0.1),
@@ -85,7 +101,7 @@ def suites(tmp_path_factory):
     """`suites / NAME` holds `model` and its `suite`, for each of MODELS."""
     root = tmp_path_factory.mktemp("suites")
     for name, changes in MODELS.items():
-        tiny_model.write(root / name / "model", size=SIZE, **{"image_scores": (0.2, 0.3, 0.42), **changes})
+        tiny_model.write(root / name / "model", **{"size": SIZE, "image_scores": (0.2, 0.3, 0.42), **changes})
         export(Inspector.load(root / name / "model", threads=1), root / name / "suite")
     return root
 
@@ -121,7 +137,9 @@ def test_the_suites_show_both_verdicts_each_zone_and_each_way_of_preparing(suite
     for name, of in cases.items():
         assert {case["verdict"]["verdict"] for case in of} == {"pass", "reject"}, name
         assert {case["pixels"]["dtype"] for case in of} == {"uint16" if name.startswith("deep") else "uint8"}
-        assert {case["pixels"]["shape"][2] for case in of} >= ({3} if name == "zoned_across" else {1, 3}), name
+        assert {case["pixels"]["shape"][2] for case in of} >= ({3} if name in ("zoned_across", "tied") else {1, 3}), (
+            name
+        )
     high, wide = SIZE
     sizes = {tuple(case["pixels"]["shape"][:2]) for case in cases["whole"]}
     assert {(h > high, w > wide) for h, w in sizes} == {(True, True), (True, False), (False, True), (False, False)}

@@ -164,8 +164,7 @@ export function prepare(image, preprocessing) {
   const white = whiteLevel ?? 255;
   let pixels = fit(image, height, width);
   if (pixels.channels === 3 && preprocessing.colour === "grey") pixels = withoutTint(pixels, white);
-  const size = height * width;
-  const prepared = new Float32Array(3 * size);
+  const [size, prepared] = [height * width, new Float32Array(3 * height * width)];
   for (let c = 0; c < 3; c++) {
     for (let i = 0; i < size; i++) {
       const value = pixels.channels === 1 ? pixels.data[i] : pixels.data[3 * i + c];

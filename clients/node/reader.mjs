@@ -63,8 +63,7 @@ export class Reader {
     const { height, width } = this.preprocessing;
     const [scores, maps] = [[], []];
     for (const data of prepared) {
-      const image = new ort.Tensor("float32", data, [1, 3, height, width]);
-      const found = await this.session.run({ image });
+      const found = await this.session.run({ image: new ort.Tensor("float32", data, [1, 3, height, width]) });
       const [score, map] = [found.score.data[0], found.anomaly_map.data];
       if (!Number.isFinite(score) || !map.every(Number.isFinite)) throw new Error("the network gives no finite number");
       scores.push(score);

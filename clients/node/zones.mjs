@@ -54,10 +54,20 @@ export function placeOnInput(zones, height, width) {
   const [wide, high] = zones.image_size_px;
   const whole = place(zones, high, wide);
   const cover = fit({ data: Float32Array.from(whole.ignored), height: high, width: wide, channels: 1 }, height, width);
+  const [rows, columns] = [centres(high, height), centres(wide, width)];
   return new Uint8Array(height * width).map((_, i) => {
-    const row = Math.floor(((2 * Math.floor(i / width) + 1) * high) / (2 * height));
-    const label = whole.labels[row * wide + Math.floor(((2 * (i % width) + 1) * wide) / (2 * width))];
+    const label = whole.labels[rows[Math.floor(i / width)] * wide + columns[i % width]];
     const isJudged = label > 0 && zones.zones[label - 1].kind === "inspect";
     return isJudged && cover.data[i] === 0 ? label : 0;
+  });
+}
+
+/** Where the centres of new pixels lie among the old, added up as OpenCV's INTER_NEAREST_EXACT does: it decides ties. */
+function centres(from, to) {
+  let place = from / to / 2;
+  return Array.from({ length: to }, () => {
+    const at = Math.min(Math.floor(place), from - 1);
+    place += from / to;
+    return at;
   });
 }
