@@ -72,7 +72,7 @@ MODELS = {
         ),
         "image_scores": (0.2, 0.3, 0.42),
     },
-    # The middle of its zone's first row lies between two rows of the input.
+    # Its zone is one row, on whose lower border the centre of a row of the input lies.
     "tied": {
         "size": (27, 18),
         "zones": Zones(
@@ -81,7 +81,7 @@ MODELS = {
                 Zone(
                     name="seam",
                     kind="inspect",
-                    polygon=((0, 23), (67, 23), (67, 25), (0, 25)),
+                    polygon=((0, 22), (67, 22), (67, 23), (0, 23)),
                     false_reject=0.25,
                     calibration=calibrated(0.2, 0.3, 0.4),
                 ),
