@@ -51,9 +51,11 @@ for (const place of (process.env.MAKEL_SUITES ?? "").split(delimiter).filter(Boo
       const prepared = parts(read(folder, expected.prepared));
       assert.equal(cut.prepared.length, prepared.length);
       cut.prepared.forEach((found, i) => {
-        const off = found.filter((value, at) => value !== prepared[i][at]).length / found.length;
-        assert.ok(worst(found, prepared[i]) * white <= allowed.prepared_levels + 1e-3, `levels ${worst(found, prepared[i]) * white}`);
-        assert.ok(off <= (process.env.MAKEL_EXACT && white === 255 ? 0 : allowed.prepared_share), `${off} of the values differ`);
+        const share = found.filter((value, at) => value !== prepared[i][at]).length / found.length;
+        const levels = worst(found, prepared[i]) * white;
+        assert.ok(levels <= allowed.prepared_levels + 1e-3, `${levels} levels off`);
+        const allowedShare = process.env.MAKEL_EXACT && white === 255 ? 0 : allowed.prepared_share;
+        assert.ok(share <= allowedShare, `${share} of the values differ`);
       });
 
       const { scores, maps } = await reader.run(prepared);
@@ -65,7 +67,8 @@ for (const place of (process.env.MAKEL_SUITES ?? "").split(delimiter).filter(Boo
       const enlarged = reader.enlarge(storedMaps, cut, height, width);
       const storedMap = read(folder, expected.anomaly_map).data;
       const highest = storedMap.reduce((most, each) => Math.max(most, each), 0);
-      assert.ok(worst(enlarged, storedMap) <= allowed.enlarged_map * highest, `enlarged map ${worst(enlarged, storedMap)}`);
+      const apart = worst(enlarged, storedMap);
+      assert.ok(apart <= allowed.enlarged_map * highest, `the enlarged map is ${apart} off`);
 
       const regions = reader.findRegions(storedMap, height, width);
       const decided = reader.decide(Math.max(...storedScores), cut.isTiled ? null : storedMaps[0], regions);
