@@ -14,7 +14,8 @@ stamp that nothing changed. MAKEL_TORCH=cuda takes the CUDA build of torch, MAKE
 installed stays, and a fresh set-up takes the CPU build.
 
 Some tests run real programs of the system: a PostgreSQL server, an MQTT broker, a browser. On Debian and Ubuntu, as
-root, `test` and `setup` install those that are missing; elsewhere they say which, and those tests are skipped.
+root, `test` and `setup` install those that are missing; elsewhere they say which, and those tests are skipped. What the
+reader in JavaScript (clients/node) runs on comes with npm, where there is one.
 """
 
 import sys
@@ -68,6 +69,7 @@ def main():
             lock(name) if job == "lock" else sbom(name)
     if job in ("test", "setup"):
         install_programs()
+        install_node_packages()
     if job == "demo":
         sys.exit(call("demo", ["-m", "makel", "demo", *arguments]))
     if job == "test" and arguments:
@@ -186,6 +188,25 @@ def missing_programs():
         for package, (program, place) in PROGRAMS.items()
         if not shutil.which(program) and not list(Path("/").glob(f"{place[1:]}/{program}"))
     ]
+
+
+def install_node_packages():
+    """Install what the reader in JavaScript runs on, where there is npm; otherwise say that its test is skipped."""
+    client = ROOT / "clients" / "node"
+    packages = json.loads((client / "package.json").read_text())["dependencies"]
+    files = [client / "node_modules" / name / "package.json" for name in packages]
+    if [json.loads(file.read_text())["version"] for file in files if file.is_file()] == list(packages.values()):
+        return
+    npm = shutil.which("npm")
+    if npm:
+        step(f"{', '.join(packages)} with npm (300 MB)")
+        patience = ("--fetch-retries=1", "--fetch-timeout=60000")
+        command = [npm, "install", "--no-audit", "--no-fund", *patience]
+        done = subprocess.run(command, cwd=client, capture_output=True, check=False)
+        if not done.returncode:
+            return
+    reason = "npm install failed there" if npm else "npm is not installed"
+    step(f"clients/node has no packages, {reason}; its test is skipped")
 
 
 def inputs():

@@ -226,3 +226,44 @@ def test_programs_are_found_where_debian_puts_them(dev, monkeypatch, tmp_path):
     (tmp_path / "15" / "bin" / "initdb").touch()
     monkeypatch.setattr(dev, "PROGRAMS", {"postgresql": ("initdb", f"{tmp_path}/*/bin"), "other": ("initdb", "/none")})
     assert dev.missing_programs() == ["other"]
+
+
+@pytest.fixture
+def client(dev, repository):
+    """The folder of the reader in JavaScript, in the working copy of `dev`."""
+    folder = dev.ROOT / "clients" / "node"
+    folder.mkdir(parents=True)
+    (folder / "package.json").write_bytes((repository / "clients" / "node" / "package.json").read_bytes())
+    return folder
+
+
+def test_node_packages_are_installed_once_and_again_when_the_pin_moves(dev, client, monkeypatch, capsys):
+    calls = []
+    pins = json.loads((client / "package.json").read_text())["dependencies"]
+
+    def npm(command, **_):
+        calls.append(command[:2])
+        for name, version in pins.items():
+            (client / "node_modules" / name).mkdir(parents=True, exist_ok=True)
+            (client / "node_modules" / name / "package.json").write_text(json.dumps({"version": version}))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(dev.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(dev.subprocess, "run", npm)
+    for n_calls in (1, 1):
+        dev.install_node_packages()
+        assert calls == [["/usr/bin/npm", "install"]] * n_calls
+    pins["pngjs"] = "7.0.1"
+    (client / "package.json").write_text(json.dumps({"dependencies": pins}))
+    dev.install_node_packages()
+    assert len(calls) == 2
+    assert set(capsys.readouterr().err.splitlines()) == {"-- set-up: onnxruntime-node, pngjs with npm (300 MB)"}
+
+
+@pytest.mark.parametrize(("npm", "reason"), [(None, "npm is not installed"), ("npm", "npm install failed there")])
+def test_without_node_packages_one_line_says_what_is_skipped(dev, client, monkeypatch, capsys, npm, reason):
+    monkeypatch.setattr(dev.shutil, "which", lambda _: npm)
+    monkeypatch.setattr(dev.subprocess, "run", lambda command, **_: subprocess.CompletedProcess(command, 1))
+    dev.install_node_packages()
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"-- set-up: clients/node has no packages, {reason}; its test is skipped"

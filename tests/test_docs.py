@@ -219,7 +219,7 @@ def test_offline_installs_the_torch_that_dev_py_pins():
     assert set(re.findall(r"torchvision==([\d.]+)", text)) == {pins[2]}
 
 
-@pytest.mark.parametrize("shape", [(40, 23), (7, 50), (9, 11), (16, 16)])
+@pytest.mark.parametrize("shape", [(40, 23), (7, 50), (9, 11), (16, 16), (64, 64)])
 def test_the_program_for_other_languages_says_what_makel_says(tmp_path, shape):
     (code,) = guides.blocks(text_of("docs/model_folder.md"), "python")
     (tmp_path / "judge.py").write_text(code, encoding="utf-8")

@@ -13,7 +13,21 @@ from typing import Annotated
 
 import typer
 
-from makel.cli import accept, bench, demo, evaluate, fit, history, inspect, model, recalibrate, serve, watch, weights
+from makel.cli import (
+    accept,
+    bench,
+    demo,
+    evaluate,
+    fit,
+    golden,
+    history,
+    inspect,
+    model,
+    recalibrate,
+    serve,
+    watch,
+    weights,
+)
 from makel.cli.terminal import log_harmlessly, put
 from makel.errors import CODES, MakelError, UsageError, exit_code
 
@@ -48,6 +62,7 @@ app.command("recalibrate")(recalibrate.recalibrate)
 app.command("verify")(model.verify)
 app.command("info")(model.info)
 app.add_typer(accept.app, name="accept")
+app.add_typer(golden.app, name="golden")
 app.add_typer(weights.app, name="weights")
 app.command("bench")(bench.bench)
 app.command("serve")(serve.serve)
