@@ -42,23 +42,16 @@ def verify(
     score = max(difference.score for difference in differences)
     anomaly_map = max(difference.anomaly_map for difference in differences)
     if as_json:
-        put(
-            json.dumps(
-                {
-                    "model_id": folder.manifest.model_id,
-                    "n_files": len(folder.manifest.files) + 1,
-                    "n_golden": len(differences),
-                    "worst_score_difference": score,
-                    "worst_map_difference": anomaly_map,
-                    "score_tolerance": parity.score_tolerance,
-                    "map_tolerance": parity.map_tolerance,
-                    "signatures": [
-                        {"model_id": link.model_id, "signed_by": link.signed_by, "trusted_by": _text(link.trusted_by)}
-                        for link in chain
-                    ],
-                }
-            )
-        )
+        told = {
+            "model_id": folder.manifest.model_id,
+            "n_files": len(folder.manifest.files) + 1,
+            "n_golden": len(differences),
+            "worst_score_difference": score,
+            "worst_map_difference": anomaly_map,
+            "score_tolerance": parity.score_tolerance,
+            "map_tolerance": parity.map_tolerance,
+        }
+        put(json.dumps(told | ({"signatures": [_link(link) for link in chain]} if chain else {})))
         return
     put(f"{model} is intact: model {folder.manifest.model_id}, {len(folder.manifest.files) + 1} files")
     put(
@@ -77,8 +70,9 @@ def _chain(folder: ModelFolder, trusted: list[Path]) -> list[Link]:
     return Trust(trusted).chain(folder)
 
 
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
+def _link(link: Link) -> dict[str, str | None]:
+    trusted_by = None if link.trusted_by is None else str(link.trusted_by)
+    return {"model_id": link.model_id, "signed_by": link.signed_by, "trusted_by": trusted_by}
 
 
 def sign(
