@@ -96,6 +96,9 @@ def test_a_signature_that_leaves_out_a_file_covers_no_folder(parts, keys):
     config = signing.Config().set_hashing_config(leaving_out).use_elliptic_key_signer(private_key=keys[0])
     config.sign(parts, signature_path(parts))
     assert "report.html is not what was signed" in refused(parts, keys[1])
+    config.set_hashing_config(hashing.Config().use_file_serialization(hashing_algorithm="blake3"))
+    config.sign(parts, signature_path(parts))
+    assert "it hashes files with blake3, where sha256 is needed" in refused(parts, keys[1])
 
 
 @needs_signing

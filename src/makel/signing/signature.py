@@ -84,14 +84,15 @@ class Signature:
             if (statement["_type"], statement["predicateType"]) != (_STATEMENT, _PREDICATE):
                 raise ValueError(f"it states {statement['predicateType']!r}")
             resources = statement["predicate"]["resources"]
-            files = {str(each["name"]): f"{each['algorithm']}:{each['digest']}" for each in resources}
+            files = {str(each["name"]): str(each["digest"]) for each in resources}
+            if others := {str(each["algorithm"]) for each in resources} - {"sha256"}:
+                raise ValueError(f"it hashes files with {min(others)}, where sha256 is needed")
             if len(files) != len(resources) or bool(hint) == bool(certificates):
                 raise ValueError("it names a file twice, or not who signed")
         except (ModelFolderError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise damaged(path, error) from error
         signer = name_of_certificate(certificates[0]) if certificates else name_of_key(hint)
-        plain = {name: digest.removeprefix("sha256:") for name, digest in files.items()}
-        return cls(path, data, signer, hint, certificates, plain)
+        return cls(path, data, signer, hint, certificates, files)
 
     def check_covers(self, folder: ModelFolder) -> None:
         """Make sure that this says of every file of a model folder what is there, and of no other.
