@@ -9,6 +9,7 @@
     ├── WeightsError          backbone weights missing or not what they should be
     ├── TrainingError         fitting went wrong (a loss turned NaN, a collapsed network)
     ├── ModelFolderError      a model folder that is damaged, unknown or changed
+    ├── SignatureError        a model folder that nobody trusted signed as it is
     ├── StoreError            the station's record cannot be used now: locked, full, gone
     ├── DiskFullError         no room on the disk for what was sent
     ├── CandidateError        a version of a model that must not judge
@@ -69,6 +70,10 @@ class TrainingError(MakelError):
 
 class ModelFolderError(MakelError):
     """A model folder that is damaged, unknown or changed."""
+
+
+class SignatureError(ModelFolderError):
+    """A model folder that nobody trusted signed as it is."""
 
 
 class StoreError(MakelError):
@@ -138,6 +143,7 @@ CODES: dict[type[MakelError], tuple[int, int]] = {
     CandidateError: (17, 409),
     StalledError: (18, 408),
     DiskFullError: (19, 507),
+    SignatureError: (20, 503),
     MakelError: (70, 500),
 }
 

@@ -24,6 +24,24 @@ Url = Annotated[
     str | None,
     typer.Option("--store", metavar="URL", help="PostgreSQL for the record.", show_default="SQLite in DIR"),
 ]
+Trusted = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--trusted",
+        metavar="KEY",
+        help="Serve only models that this public key or certificate signed; more than one may be given.",
+        show_default="any model",
+    ),
+]
+SigningKey = Annotated[
+    Path | None,
+    typer.Option(
+        "--signing-key",
+        metavar="KEY",
+        help="Private key for what the station makes.",
+        show_default="with --trusted, one of its own",
+    ),
+]
 
 tokens = typer.Typer(name="token", help="Tokens for a station that others reach.")
 
@@ -72,6 +90,8 @@ def serve(
         typer.Option(min=1, help="Processor threads a model uses at most.", show_default="the cores, 4 at most"),
     ] = None,
     provider: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or openvino.")] = "cpu",
+    trusted: Trusted = None,
+    signing_key: SigningKey = None,
 ) -> None:
     """Serve models over HTTP: every decision recorded, nothing accepted lost."""
     require("station", "makel serve")
@@ -80,6 +100,7 @@ def serve(
     from makel.station.assembly import assemble
     from makel.station.connections import Connections, Wiring
     from makel.station.limits import BodyLimits
+    from makel.station.seal import Seal
     from makel.station.service import create_app, listen, server
     from makel.station.station import Settings
 
@@ -101,9 +122,14 @@ def serve(
         max_pixels=max_pixels,
         threads=threads,
         provider=provider,
+        trusted=tuple(trusted or ()),
+        signing_key=signing_key,
     )
+    seal = Seal(data, settings.trusted, signing_key)
     given = [(name, Path(folder)) for name, _, folder in (model.rpartition("=") for model in models or ())]
-    _each(given, lambda _, folder: open_folder(folder))  # where none can be served, no station is left behind
+    _each(
+        given, lambda _, folder: seal.check(open_folder(folder))
+    )  # where none can be served, no station is left behind
     with listen(host, port) as socket, assemble(data, settings, store=store) as assembly:
         station = assembly.station
 

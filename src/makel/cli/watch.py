@@ -12,6 +12,7 @@ import typer
 
 from makel.cli.extras import require
 from makel.cli.progress import say
+from makel.cli.serve import SigningKey, Trusted
 from makel.cli.terminal import put
 from makel.errors import UsageError
 
@@ -59,6 +60,8 @@ def watch(
         typer.Option(min=1, help="Processor threads to use at most.", show_default="the cores, 4 at most"),
     ] = None,
     provider: Annotated[str, typer.Option(help="cpu, cuda, tensorrt or openvino.")] = "cpu",
+    trusted: Trusted = None,
+    signing_key: SigningKey = None,
 ) -> None:
     """Decide every picture that arrives in a folder, each exactly once; ends with Ctrl-C or SIGTERM."""
     require("station", "makel watch")
@@ -67,14 +70,24 @@ def watch(
     from makel.station.connections import Connections, Wiring
     from makel.station.ending import STOP_S, end_within
     from makel.station.inbox import check_folder
+    from makel.station.seal import Seal
     from makel.station.station import Settings
 
     if trigger and opcua is None:
         raise UsageError("--trigger waits for Start over OPC UA: say where to serve it with --opcua")
     deadline_s = None if deadline_ms is None else deadline_ms / 1000
-    settings = Settings(deadline_s=deadline_s, max_pixels=max_pixels, threads=threads, provider=provider)
+    settings = Settings(
+        deadline_s=deadline_s,
+        max_pixels=max_pixels,
+        threads=threads,
+        provider=provider,
+        trusted=tuple(trusted or ()),
+        signing_key=signing_key,
+    )
     name = model.resolve().name
-    open_folder(model)  # what cannot be watched leaves no station behind
+    Seal(data, settings.trusted, signing_key).check(
+        open_folder(model)
+    )  # what cannot be watched leaves no station behind
     check_folder(folder)
     with assemble(data, settings, store=store) as assembly:
         station = assembly.station

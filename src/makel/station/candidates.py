@@ -6,7 +6,7 @@ from the scores that the present ones come from). Each is compared with the vers
 with an answer before it can take its place (`regression`). The way back is the registry's.
 
     DIR/candidates/ID/candidate.json   what is known of it
-    DIR/candidates/ID/model/           a re-calibrated model, until it is activated
+    DIR/candidates/ID/model/           a re-calibrated model, until it is activated; signed where the station signs
 """
 
 from __future__ import annotations
@@ -240,6 +240,7 @@ class Candidates:
             )
         finally:
             shutil.rmtree(images, ignore_errors=True)
+        station.seal.sign(folder / "model", origin=before.folder.path)
         summary = {key: value for key, value in done.to_json().items() if key not in ("model", "left_out")}
         unused = (_PART_FILE.sub(r"part \1", " ".join(line)) for line in done.left_out)
         left_out = tuple(self._without_paths(line) for line in (*gone, *unused))[:_LISTED]

@@ -1,6 +1,7 @@
 """The models a station serves: names, the versions of each, and which one is active.
 
     models/NAME/1/         a model folder, as `makel fit` wrote it; versions are numbered and never change
+    models/NAME/1.sig      its signature, where it has one, with 1.origins.jsonl: `makel.signing.signature`
     models/NAME/2/
     models/NAME/active.json  {"active": 2, "before": [1]}
 
@@ -25,6 +26,8 @@ from makel.model.golden import replay
 from makel.model.inspector import Inspector
 from makel.model.manifest import MOST_MANIFEST_BYTES, read_json
 from makel.model.session import open_session
+from makel.signing.signature import carry, signature_path
+from makel.station.seal import Seal
 
 ACTIVE_NAME = "active.json"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
@@ -60,17 +63,21 @@ class Version:
 class Registry:
     """The models below one folder. Thread-safe within one process, which has the folder to itself."""
 
-    def __init__(self, folder: Path, *, threads: int | None = None, provider: str = "cpu") -> None:
+    def __init__(
+        self, folder: Path, *, threads: int | None = None, provider: str = "cpu", seal: Seal | None = None
+    ) -> None:
         """Open a folder of models, or make one.
 
         Args:
             folder: Holds a folder for each name.
             threads: Threads an inspection uses at most, see `makel.model.session.Session`.
             provider: What models run on.
+            seal: Whose models may be served; None for anybody's.
 
         Raises:
             ModelFolderError: The folder cannot be made.
         """
+        self._seal = seal or Seal(folder)
         self._folder, self._threads, self._provider = folder, threads, provider
         self._lock = threading.RLock()
         self._checked: dict[Path, tuple[float, object, str]] = {}
@@ -138,9 +145,13 @@ class Registry:
         self.try_out(folder)
         with self._lock:
             known = (self._folder / name / ACTIVE_NAME).is_file()
-            if known and (same := self.of(name, folder.manifest.model_id)) and not same.problem:
-                return same, False
+            if known and (same := self.of(name, folder.manifest.model_id)):
+                if same.problem or not signature_path(same.path).exists():
+                    carry(folder, same.path)  # signed since, or by somebody who is trusted now
+                if not self._check(same.path):
+                    return self.version(name, same.version), False
             number = max(self._numbers(name), default=0) + 1
+            carry(folder, self._folder / name / str(number))  # first: a version is never there without it
             copy(folder, self._folder / name / str(number))
             if not known:
                 self._write_state(name, number, [])
@@ -159,8 +170,9 @@ class Registry:
         """An inspector of a folder whose golden images score here as they did when it was fitted.
 
         Raises:
-            ModelFolderError: They do not.
+            ModelFolderError: They do not, or nobody trusted signed it.
         """
+        self._seal.check(folder)
         session = open_session(folder, threads=self._threads, provider=self._provider)
         replay(folder, session)
         return Inspector(folder, session)
@@ -227,7 +239,7 @@ class Registry:
         if signature == before and now - at < _REHASH_S:
             return problem
         try:
-            open_folder(path)
+            self._seal.check(open_folder(path))
             problem = ""
         except MakelError as error:
             problem = str(error)
@@ -283,3 +295,6 @@ def _signatures(path: Path) -> Iterator[tuple[str, int, int]]:
                 yield f"{root}/{name}", status.st_size, status.st_mtime_ns
             except OSError:
                 yield f"{root}/{name}", -1, 0
+    beside = signature_path(path)
+    if beside.exists():
+        yield str(beside), beside.stat().st_size, beside.stat().st_mtime_ns

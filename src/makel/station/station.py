@@ -26,6 +26,7 @@ from makel.station.listeners import Listeners
 from makel.station.pictures import Pictures
 from makel.station.recording import Entry, Recording
 from makel.station.registry import Registry, Version
+from makel.station.seal import Seal
 from makel.station.store import Store
 from makel.types import Label, Verdict
 
@@ -44,6 +45,9 @@ class Settings:
         journal_bytes: Room for decisions while the record is away.
         threads: Threads an inspection uses at most; None for the cores this process may use, at most 4.
         provider: What models run on, see `makel.model.session.PROVIDERS`.
+        trusted: Files of public keys and certificates: only models that one of them signed are served. Without any,
+            all are.
+        signing_key: File of the private key that the station signs its own models with; None for one in its folder.
     """
 
     queue: int = 64
@@ -55,6 +59,8 @@ class Settings:
     journal_bytes: int = CAPACITY_BYTES
     threads: int | None = None
     provider: str = "cpu"
+    trusted: tuple[Path, ...] = ()
+    signing_key: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ class Station:
         pictures: The images behind the decisions.
         fitting: The fits that run beside the lines.
         decoders: What makes pixels of images from outside.
+        seal: Whom it trusts, and its own key.
         refused: How many images were refused because there was no room.
     """
 
@@ -114,8 +121,10 @@ class Station:
         pictures: Pictures,
         listeners: Listeners[Recorded | Changed],
         decoders: Decoders | None = None,
+        seal: Seal | None = None,
     ) -> None:
         """Use `open`."""
+        self.seal = seal or Seal(folder)
         self.folder, self.settings, self.registry = folder, settings, registry
         self.store, self.pictures = store, pictures
         self._recorder = recorder
@@ -135,7 +144,7 @@ class Station:
         self._closing = self._closed = False
         self._looking = threading.Lock()
         self._earlier: Inspector | None = None
-        self.fitting = Fitting(folder / "jobs", folder / "images", self.add)
+        self.fitting = Fitting(folder / "jobs", folder / "images", self._take_in)
         self.refused = 0
 
     @classmethod
@@ -160,7 +169,8 @@ class Station:
             BrokenRecordError: The journal, in which decisions wait for the record, was damaged.
         """
         settings = settings or Settings()
-        registry = Registry(folder / "models", threads=settings.threads, provider=settings.provider)
+        seal = Seal(folder, settings.trusted, settings.signing_key)
+        registry = Registry(folder / "models", threads=settings.threads, provider=settings.provider, seal=seal)
         journal = Journal(folder / "journal", settings.journal_bytes)
         try:
             record = Store.open(folder / "store.sqlite" if store is None else store)
@@ -169,7 +179,9 @@ class Station:
             raise
         listeners = Listeners[Recorded | Changed]()
         recorder = Recorder(record, journal, arrived=listeners.tell)
-        station = cls(folder, settings, registry, record, recorder, Pictures(folder / "pictures"), listeners, decoders)
+        station = cls(
+            folder, settings, registry, record, recorder, Pictures(folder / "pictures"), listeners, decoders, seal
+        )
         for name in registry.names():
             station._start(name)
         return station
@@ -423,6 +435,11 @@ class Station:
             if new:
                 self.changed("models", model=name)
             return version, new
+
+    def _take_in(self, name: str, source: Path, *, by: str, role: str) -> tuple[Version, bool]:
+        """As `add`, for what was fitted here and is signed by nobody yet."""
+        self.seal.sign(source)
+        return self.add(name, source, by=by, role=role)
 
     def scratch(self) -> Path:
         """A folder for what arrives and is not taken in yet, on the same disk."""

@@ -16,6 +16,7 @@ from starlette.datastructures import UploadFile
 from makel.errors import MakelError, ModelFolderError, UsageError
 from makel.model.folder import open_folder
 from makel.model.manifest import MANIFEST_NAME, REPORT_NAME
+from makel.signing.signature import signature_path
 from makel.station import bodies, problems
 from makel.station.access import Known, Principal
 from makel.station.archive import unpack
@@ -144,6 +145,9 @@ def _add(station: Station, name: str, archive: FilePath, target: FilePath, who: 
     target.mkdir()
     with archive.open("rb") as opened:
         folder = unpack(opened, target)
+    signed = [path.parent for path in folder.glob(f"*/{MANIFEST_NAME}") if signature_path(path.parent).exists()]
+    if len(signed) == 1:  # the folder, with its signature beside it
+        (folder,) = signed
     if not (folder / MANIFEST_NAME).is_file():
         raise UsageError(f"the zip holds no {MANIFEST_NAME}: pack a model folder as `makel fit` wrote it")
     try:
