@@ -70,7 +70,7 @@ def ours(folder: Path, key: dict[str, object], method: str, scores: Path) -> dic
     """The row of one of makel's methods."""
     more = {"augment": True} if key["augment"] == "on" else {}
     times = measure_ours(folder, key["seed"], None, THREADS, scores, timed=True, method=method, **more)
-    return row_of(key, figures(load(folder), scores), times, "")
+    return row_of(key, figures(load(folder), scores, key["seed"]), times, "")
 
 
 def theirs(
@@ -81,7 +81,7 @@ def theirs(
     listing.write_text("\n".join(held_out(load(folder), key["seed"])), encoding="utf-8")
     command = command_of_peer(args.peer_python, args.peer_script, model, folder, listing, scores, args.size, THREADS)
     done = run(*command)
-    found = {} if done.result is None else figures(load(folder), scores)
+    found = {} if done.result is None else figures(load(folder), scores, key["seed"])
     return row_of(key, found, done.result or {}, done.error, **versions_of(args.peer_python))
 
 

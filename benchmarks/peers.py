@@ -45,6 +45,7 @@ from makel.datasets import Dataset, load, split
 from makel.evaluation.metrics import PixelCurves, rank_images
 from makel.images import prepare, read
 from makel.methods import load as load_method
+from makel.types import Sample
 
 BUDGET = 0.05
 """The share of good parts that may be rejected, as a user asks for it."""
@@ -56,17 +57,29 @@ _PEER = Path(__file__).with_name("anomalib_peer.py")
 
 
 def held_out(dataset: Dataset, seed: int) -> list[str]:
-    """The good images that a fit of this seed holds out, relative to the category."""
-    parts = split(dataset, seed=seed)
-    if len(parts.fit) + len(parts.calibrate) < len(dataset.good):
-        sys.exit(f"{dataset.name} holds copies of good images, which only makel would leave out: take them away")
-    return [sample.image_path.relative_to(dataset.root).as_posix() for sample in parts.calibrate]
+    """The good images that a fit of this seed does not see, relative to the category: held out, or copies of others."""
+    fitted = {sample.image_path for sample in split(dataset, seed=seed).fit}
+    return [each for each in _names(dataset, dataset.good) if dataset.root / each not in fitted]
 
 
-def figures(dataset: Dataset, scores: Path) -> dict[str, float | None]:
-    """What a file of scores and maps is worth, whoever gave them; None where it cannot be said."""
+def judged(dataset: Dataset, seed: int) -> list[str]:
+    """Those of them that the threshold comes from: one picture of a part."""
+    return _names(dataset, split(dataset, seed=seed).calibrate)
+
+
+def _names(dataset: Dataset, samples: Sequence[Sample]) -> list[str]:
+    return [sample.image_path.relative_to(dataset.root).as_posix() for sample in samples]
+
+
+def figures(dataset: Dataset, scores: Path, seed: int | None = None) -> dict[str, float | None]:
+    """What a file of scores and maps is worth, whoever gave them; None where it cannot be said.
+
+    The threshold comes from all scores held out, or from those that `judged` names for a seed.
+    """
     with np.load(scores) as found:
         kept, paths, of_test = found["held_out_scores"], found["test"].tolist(), found["test_scores"]
+        if seed is not None:
+            kept = kept[np.isin(found["held_out"], judged(dataset, seed))]
         maps = found.get("maps")
     place = {path: index for index, path in enumerate(paths)}
     at = [place[sample.image_path.relative_to(dataset.root).as_posix()] for sample in dataset.test]
@@ -148,7 +161,7 @@ def measure_ours(
         times = {"fit_s": round(fit_s, 1)}
         if timed:
             times |= milliseconds(inspector, [sample.image_path for sample in dataset.test])
-        kept, test = held_out(dataset, seed), [sample.image_path for sample in dataset.test]
+        kept, test = judged(dataset, seed), [sample.image_path for sample in dataset.test]
         if (n := inspector.calibration.n) != len(kept):
             sys.exit(f"makel.fit held out {n} images, not the {len(kept)} of makel.datasets.split")
         of_held_out = [scored(inspector, dataset.root / path)[0] for path in kept]
@@ -310,7 +323,7 @@ def main() -> None:
                     command += ["--threads", args.threads, *(["--accuracy-only"] if args.accuracy_only else [])]
                     command += ["--ours-size", args.ours_size] if args.ours_size else []
                 done = run(*command, threads=args.threads)
-                found = {} if done.result is None else figures(dataset, scores)
+                found = {} if done.result is None else figures(dataset, scores, seed)
             said = theirs if model else {}
             row = row_of(category.name, who, size, seed, done, found, timed=timed, threads=args.threads, versions=said)
             rows.put(row)

@@ -130,14 +130,14 @@ def test_few_images_are_the_same_for_ours_and_a_peer(tmp_path, category, monkeyp
     def measure_ours(folder, seed, size, threads, scores, *, timed, **more):
         dataset = load(folder)
         asked.append(("ours", {path.name for path in find(folder / "train" / "good")}, more))
-        npz(scores, dataset, [1, 2], range(len(dataset.test)))
+        npz(scores, dataset, [1, 2], range(len(dataset.test)), seed=seed)
         return {"fit_s": 1.5, "ms_p50": 2.5, "ms_p99": 3.5}
 
     def run(*command):
         folder, scores = command[3], command[command.index("--scores") + 1]
         listing = command[command.index("--held-out") + 1].read_text(encoding="utf-8").splitlines()
         asked.append(("peer", {path.name for path in find(folder / "train" / "good")}, listing))
-        npz(scores, load(folder), [1, 2], range(len(load(folder).test)))
+        npz(scores, load(folder), [1, 2], range(len(load(folder).test)), seed=3)
         return Done({"fit_s": 9.5, "ms_p50": 8.5, "ms_p99": 3.5}, "", 4.0, 500, 0.1)
 
     monkeypatch.setattr(few_images, "measure_ours", measure_ours)
@@ -401,21 +401,37 @@ def test_a_peer_has_the_images_held_out_that_makel_holds_out(category):
         parted(category, listing)
 
 
-def test_copies_of_good_images_are_no_comparison(tmp_path):
-    from peers import held_out
+def test_a_peer_sees_no_copy_of_what_is_held_out_and_a_threshold_counts_a_part_once(tmp_path):
+    from anomalib_peer import parted
+    from peers import figures, held_out, judged
 
-    dataset = synthetic.write(tmp_path / "line", n_fit=4, n_good=1, n_defect=0, size_px=64)
-    first = dataset.good[0].image_path
+    line = synthetic.write(tmp_path / "line", n_fit=6, n_good=1, n_defect=1, size_px=64)
+    first = line.good[0].image_path
     first.with_name("copy.png").write_bytes(first.read_bytes())
-    with pytest.raises(SystemExit, match="copies"):
-        held_out(load(tmp_path / "line"), seed=0)
+    dataset = load(tmp_path / "line")
+    for seed in range(8):  # held out at some of them, fitted on at others
+        listing = tmp_path / "held_out.txt"
+        listing.write_text("\n".join(held_out(dataset, seed)), encoding="utf-8")
+        fit, kept = parted(tmp_path / "line", listing)
+        assert fit == [sample.image_path for sample in split(dataset, seed=seed).fit]
+        assert {*judged(dataset, seed)} <= {*held_out(dataset, seed)}
+        scores = npz(tmp_path / "scores.npz", dataset, [1.0] * len(kept), [0, 2])
+        with np.load(scores) as found:
+            np.savez(scores, **{**{key: found[key] for key in found.files}, "held_out": held_out(dataset, seed)})
+        of_one_each = 1 / (len(judged(dataset, seed)) + 1)
+        assert figures(dataset, scores, seed)["promise"] == pytest.approx(of_one_each)
 
 
-def npz(path, dataset, kept, scores, maps=None):
-    """A file of scores, the test images in another order than the dataset's."""
+def npz(path, dataset, kept, scores, maps=None, seed=None):
+    """A file of scores, the test images in another order than the dataset's; with a seed, held out are its images."""
+    from peers import judged
+
+    names = [str(at) for at in range(len(kept))] if seed is None else judged(dataset, seed)
+    kept = kept[: len(names)]
     order = list(range(len(dataset.test)))[::-1]
     np.savez(
         path,
+        held_out=names,
         held_out_scores=np.array(kept, float),
         test=[relative(dataset.test, dataset.root)[at] for at in order],
         test_scores=np.array([scores[at] for at in order], float),
@@ -511,7 +527,8 @@ def test_accuracy_now_and_times_later(tmp_path, category, monkeypatch):
         scores = command[
             command.index("--scores" if "--scores" in command else "--measure") + 1 + ("--measure" in command)
         ]
-        npz(scores, dataset, [1, 2], range(len(dataset.test)))
+        seed = int(command[command.index("--measure") + 1]) if "--measure" in command else 0
+        npz(scores, dataset, [1, 2], range(len(dataset.test)), seed=seed)
         return Done({"fit_s": 1.5, "ms_p50": 2.5, "ms_p99": 3.5}, "", 4.0, 500, 0.1)
 
     def measured(*more):
