@@ -53,7 +53,7 @@ class Snapshot:
 
     def digest(self, paths: Iterable[Path]) -> str:
         """As `digest` of these images, as they were then."""
-        return _digest(self.hashes[path] for path in paths)
+        return digest_of(self.hashes[path] for path in paths)
 
 
 def hashes(samples: Sequence[Sample]) -> list[str]:
@@ -73,10 +73,11 @@ def digest(samples: Sequence[Sample]) -> str:
     Raises:
         ImageError: A file cannot be read.
     """
-    return _digest(_file_hash(sample.image_path) for sample in samples)
+    return digest_of(_file_hash(sample.image_path) for sample in samples)
 
 
-def _digest(file_hashes: Iterable[str]) -> str:
+def digest_of(file_hashes: Iterable[str]) -> str:
+    """As `digest`, of files whose SHA-256 in hex are known."""
     total = hashlib.sha256()
     for file_hash in sorted(file_hashes):
         total.update(bytes.fromhex(file_hash))

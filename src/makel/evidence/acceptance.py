@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 import onnxruntime
 
 from makel import __version__
+from makel.datasets.contents import digest_of
 from makel.evaluation.protocol import Rate
 from makel.evidence import study
 from makel.evidence.agreement import AT_LEAST_PARTS, MARGINAL, Agreement, Between, Limits, agree, compare
@@ -188,7 +188,7 @@ def accept(
         study=Path(os.path.abspath(data)).name,  # noqa: PTH100, `resolve` would follow a link
         parts=parts,
         presentations=presentations,
-        digest=_digest(presentations),
+        digest=digest_of(each.sha256 for each in presentations),
         inspectors=tuple(agree(name, names, defective, each) for name, each in said.items()),
         between=compare(names, defective, said),
         limits=limits or Limits(),
@@ -196,13 +196,6 @@ def accept(
         environment=_environment(),
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-
-
-def _digest(presentations: Sequence[Presentation]) -> str:
-    total = sha256()
-    for each in sorted(each.sha256 for each in presentations):
-        total.update(bytes.fromhex(each))
-    return total.hexdigest()
 
 
 def _environment() -> dict[str, str]:

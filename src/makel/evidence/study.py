@@ -153,19 +153,13 @@ def present(
     of = [part.name for part in parts for _ in part.images]
     found = []
     for index, (path, result) in enumerate(inspector.inspect_all([image for image, _ in hashed])):
-        if isinstance(result, MakelError) and not isinstance(result, ImageError):
+        shown_as = of[index], path, hashed[index][1]
+        if isinstance(result, ImageError):
+            found.append(Presentation(*shown_as, rejected=True, score=None, reason=str(result)))
+        elif isinstance(result, MakelError):
             raise result
-        failed = isinstance(result, MakelError)
-        found.append(
-            Presentation(
-                part=of[index],
-                image=path,
-                sha256=hashed[index][1],
-                rejected=isinstance(result, MakelError) or result.verdict == "reject",
-                score=None if isinstance(result, MakelError) else result.score,
-                reason=str(result) if failed else "",
-            )
-        )
+        else:
+            found.append(Presentation(*shown_as, rejected=result.verdict == "reject", score=result.score))
         if progress is not None:
             progress("presenting", index + 1, len(hashed))
     return tuple(found)

@@ -30,6 +30,7 @@ from pathlib import Path
 from types import TracebackType
 
 from makel.errors import BrokenRecordError, StoreError, UsageError
+from makel.model.lock import hold
 from makel.station.decisions import Decision, Recorded, now
 from makel.station.entries import Draft
 from makel.station.store import Store
@@ -349,17 +350,7 @@ def _mark(generation: str, count: int) -> bytes:
 
 
 def _hold(file: int) -> bool:
-    """Keep other processes out until the file is closed, which the system does for a process that is killed."""
-    try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            os.lseek(file, 2**31 - 2, os.SEEK_SET)  # a byte behind the end: Windows would keep others from reading it
-            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
+    """Keep other processes out until the file is closed."""
+    if sys.platform == "win32":
+        os.lseek(file, 2**31 - 2, os.SEEK_SET)  # a byte behind the end: Windows would keep others from reading it
+    return hold(file)
