@@ -8,6 +8,7 @@ say in the threshold.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -107,11 +108,11 @@ def grouped(samples: Sequence[Sample]) -> tuple[Sample, ...]:
         if sample.group and (first := by_name.setdefault(sample.group, number)) != number:
             numbers = [first if each == number else each for each in numbers]
             by_name = {name: first if each == number else each for name, each in by_name.items()}
-    names: dict[int, str] = {}
+    names, sizes = dict[int, str](), Counter(numbers)
     for sample, number in zip(samples, numbers, strict=True):
         names.setdefault(number, sample.group or sample.image_path.name)
     return tuple(
-        replace(sample, group=names[number] if numbers.count(number) > 1 else "")
+        replace(sample, group=names[number] if sizes[number] > 1 else "")
         for sample, number in zip(samples, numbers, strict=True)
     )
 
@@ -165,7 +166,8 @@ def _findings(dataset: Dataset, good: Sequence[Sample], test: Sequence[Sample], 
             f"each of {len(dataset.good)} good images is a group of its own, such as {alone.group!r} of "
             f"{shown(alone.image_path.name)}: nothing is held together by name. Name what several of them show"
         )
-    if shared := [sample for sample in dataset.test if sample not in set(test)]:
+    left = set(test)
+    if shared := [sample for sample in dataset.test if sample not in left]:
         found.append(
             f"{_images(len(shared))} to test on, such as {shown(shared[0].image_path)}, {_are(len(shared), 'show')} "
             "what is among the good ones: the test goes without"
