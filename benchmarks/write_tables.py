@@ -231,15 +231,8 @@ def peers_readme() -> str:
     rows = done(read_peers("peers.csv"))
     groups = grouped(rows, "who", "size", "category")
     columns = sorted(grouped(rows, "who", "size"), key=lambda key: (key[0] != "makel", int(key[1])))
-    categories = list(dict.fromkeys(row["category"] for row in rows))
     is_sized = len({size for _, size in columns}) > 1
     names = tuple(NAMES.get(who, who) + f" at {size}" * is_sized for who, size in columns)
-
-    def by_category(key: str, digits: int) -> list[tuple[str, ...]]:
-        return [
-            (category, *(spread(groups.get((*column, category), []), key, digits) for column in columns))
-            for category in categories
-        ]
 
     def over_sets(name: str, key: str, form: str, *, are_times: bool = False) -> tuple[str, ...]:
         """The mean, or of times the median, over the sets that any column has; of a column that has them all.
@@ -256,10 +249,14 @@ def peers_readme() -> str:
             cells.append(f"{(median if are_times else mean)(by_set):{form}}" if is_told else "–")
         return (name, *cells)
 
-    promised = {
-        category: percent([row for row in rows if row["category"] == category], "promise") for category in categories
-    }
-    found = [(line[0], promised[line[0]], *line[1:]) for line in by_category("found_5", 2)]
+    found = [
+        (
+            category,
+            percent([row for row in rows if row["category"] == category], "promise"),
+            *(spread(groups.get((*column, category), []), "found_5", 2) for column in columns),
+        )
+        for category in dict.fromkeys(row["category"] for row in rows)
+    ]
     ends = (
         over_sets("**mean**", "found_5", ".2f"),
         over_sets("good images rejected, mean", "false_reject_5", ".2f"),
